@@ -1,0 +1,87 @@
+"""One training step and one evaluation: pure torch, no service. Axes: T time steps, B batch, K classes."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agmm.losses import mean_step_cross_entropy
+
+
+class NotFinite(ArithmeticError):
+    """The loss is NaN or infinite. Raised before the weights are touched."""
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Autocast for `bf16`, nothing for `fp32`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    images_BCHW: Tensor,
+    target_B: Tensor,
+    *,
+    precision: str = "fp32",
+    label_smoothing: float = 0.0,
+    loss_weight: float = 1.0,
+) -> dict[str, float]:
+    """Forward, backward, update.
+
+    Args:
+        images_BCHW: normalised images, on the model's device.
+        loss_weight: multiplies the loss for the gradient only; ranks with unequal slices of a global batch weigh
+            theirs by `len(slice) * world / len(batch)`, so that averaged gradients are those of the whole batch.
+
+    Returns:
+        `loss` (mean over the batch) and `correct` (images whose mean logits are right).
+
+    Raises:
+        NotFinite: before the update, when the loss is NaN or infinite.
+
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with precision_context(images_BCHW.device, precision):
+        logits_TBK = model(images_BCHW)
+    loss = mean_step_cross_entropy(logits_TBK, target_B, label_smoothing=label_smoothing)
+    value = loss.item()
+    if not torch.isfinite(loss):
+        raise NotFinite(f"the loss is {value}")
+    (loss * loss_weight).backward()
+    optimizer.step()
+    return {"loss": value, "correct": float(_correct(logits_TBK, target_B, 1))}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str = "fp32"
+) -> dict[str, float]:
+    """Sums over batches of `(images_BCHW, target_B)`: `count`, `loss`, `top1`, `top5`, each a sum over images.
+
+    Sums, not means, so that ranks with unequal shares add up exactly. The model is left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    sums = {"count": 0.0, "loss": 0.0, "top1": 0.0, "top5": 0.0}
+    for images_BCHW, target_B in batches:
+        with precision_context(images_BCHW.device, precision):
+            logits_TBK = model(images_BCHW)
+        sums["count"] += len(target_B)
+        sums["loss"] += mean_step_cross_entropy(logits_TBK, target_B).item() * len(target_B)
+        sums["top1"] += _correct(logits_TBK, target_B, 1)
+        sums["top5"] += _correct(logits_TBK, target_B, 5)
+    model.train(was_training)
+    return sums
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """The sums of `evaluate` as means over images; `count` stays."""
+    return {key: value if key == "count" else value / max(1.0, sums["count"]) for key, value in sums.items()}
+
+
+def _correct(logits_TBK: Tensor, target_B: Tensor, k: int) -> int:
+    ranked_Bk = logits_TBK.mean(0).topk(min(k, logits_TBK.shape[-1])).indices
+    return int((ranked_Bk == target_B[:, None]).any(dim=1).sum())

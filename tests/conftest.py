@@ -1,0 +1,1 @@
+import agmm as agmm  # before any `import timm`: see agmm.compat
