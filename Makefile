@@ -1,0 +1,48 @@
+# AGMM: `make demo` and `make test` do all the set-up they need, once.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# FFCV compiles against these; its own wish for opencv-python is met by the headless build
+APT := build-essential python3-dev python3-venv libopencv-dev libturbojpeg0-dev pkg-config
+FFCV := ffcv==1.0.2 fastargs assertpy terminaltables pytorch-pfn-extras
+
+.PHONY: help setup test lint demo clean
+
+help:
+	@echo "make demo   train a binary spiking ResNet on Fashion-MNIST through the whole stack (about ten minutes)"
+	@echo "make test   linters, types, import contract and all tests"
+	@echo "make setup  system packages, virtual environment, pinned dependencies"
+	@echo "make clean  remove the environment and local results"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.system:
+	@mkdir -p $(VENV)
+	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null || pkg-config --exists opencv libturbojpeg 2>/dev/null \
+	  || { echo "installing system packages: $(APT)"; $(SUDO) apt-get update -qq \
+	       && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APT) >/dev/null; }
+	@touch $@
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/.system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned Python packages (two minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[service,dev]' numba
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps $(FFCV)
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/python -m pipelines.demo
+
+clean:
+	rm -rf $(VENV) .agmm build dist *.egg-info

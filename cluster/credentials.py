@@ -1,0 +1,107 @@
+"""Generated secrets, and the files through which each program reads its share. All 0600, in a folder of 0700.
+
+Secrets go through files wherever the program can read one: arguments are visible to every user of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.settings import REGION, service_dir
+
+MLFLOW_USER = "agmm"
+
+
+def _secret() -> str:
+    return secrets.token_hex(24)
+
+
+class Secrets(BaseModel):
+    """One home's secrets. They outlive a restart, because MLflow keeps the password's hash in its data base."""
+
+    model_config = ConfigDict(frozen=True)
+
+    s3_key: str = Field(default_factory=lambda: secrets.token_hex(10).upper())
+    s3_secret: str = Field(default_factory=_secret)
+    s3_internal: str = Field(default_factory=_secret)
+    mlflow_password: str = Field(default_factory=_secret)
+    mlflow_session: str = Field(default_factory=_secret)
+    ray_token: str = Field(default_factory=_secret)
+
+
+class CredentialFiles:
+    """Where each program's share lies, below the services' folder of `home`."""
+
+    def __init__(self, home: Path) -> None:
+        folder = service_dir(home)
+        self.secrets = folder / "secrets.json"
+        self.aws = folder / "aws-credentials"
+        self.aws_config = folder / "aws-config"
+        self.s3 = folder / "s3.json"
+        self.s3_security = folder / "security.toml"
+        self.mlflow = folder / "mlflow-auth.ini"
+        self.mlflow_users = folder / "mlflow-users.db"
+        self.mlflow_password = folder / "mlflow-password"
+        self.ray_token = folder / "ray-token"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write so that nobody else can read it at any moment, and no reader sees half of it."""
+    partial = path.with_name(path.name + ".part")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
+    partial.replace(path)
+
+
+def load_or_create(home: Path) -> Secrets:
+    """Read this home's secrets, or generate them, and write every file that the programs read."""
+    files = CredentialFiles(home)
+    if files.secrets.exists():
+        known = Secrets.model_validate_json(files.secrets.read_bytes())
+    else:
+        known = Secrets()
+        # MLflow takes the password only when it creates its user: a user of older secrets could never log in.
+        files.mlflow_users.unlink(missing_ok=True)
+        write_private(files.secrets, known.model_dump_json())
+    _write_s3(files, known)
+    _write_mlflow(files, known)
+    write_private(files.ray_token, known.ray_token)
+    return known
+
+
+def _write_s3(files: CredentialFiles, known: Secrets) -> None:
+    identity = {
+        "name": "agmm",
+        "credentials": [{"accessKey": known.s3_key, "secretKey": known.s3_secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    write_private(files.s3, json.dumps({"identities": [identity]}))
+    # The S3 gateway's own back ends listen too: without these keys they would serve any local user past the gateway.
+    sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+    write_private(files.s3_security, "".join(f'[{name}]\nkey = "{known.s3_internal}"\n' for name in sections))
+    pair = f"aws_access_key_id = {known.s3_key}\naws_secret_access_key = {known.s3_secret}\n"
+    write_private(files.aws, f"[default]\n{pair}")
+    write_private(files.aws_config, f"[default]\nregion = {REGION}\ns3 =\n    addressing_style = path\n")
+
+
+def _write_mlflow(files: CredentialFiles, known: Secrets) -> None:
+    users = str(files.mlflow_users).replace("%", "%%")
+    lines = [
+        "[mlflow]",
+        "default_permission = NO_PERMISSIONS",
+        f"database_uri = sqlite:///{users}",
+        f"admin_username = {MLFLOW_USER}",
+        f"admin_password = {known.mlflow_password}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        # Checking the password's hash takes about 150 ms: once per five minutes instead of once per request.
+        "auth_cache_ttl_seconds = 300",
+    ]
+    write_private(files.mlflow, "\n".join(lines) + "\n")
+    write_private(files.mlflow_password, known.mlflow_password)

@@ -1,0 +1,206 @@
+"""One loader for training and validation: the plan decides what is seen, FFCV or torch only fetches it."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from pipelines.config import DataConfig
+from pipelines.data import plan
+from pipelines.data.beton import BetonReader
+from pipelines.data.manifest import Manifest, Say, beton_path, ensure_verified
+from pipelines.errors import UserError
+
+Split = Literal["train", "val"]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+_INSTALL = (
+    "Install OpenCV's and libjpeg-turbo's headers (Debian: apt-get install libopencv-dev libturbojpeg0-dev pkg-config) "
+    "and then: pip install 'agmm[ffcv]'"
+)
+
+
+class Engine(Protocol):
+    """What turns sample ids into images; `plan` rows are read when a batch is made."""
+
+    def images(self, ids: plan.Ids) -> Generator[torch.Tensor, None, None]:
+        """Images uint8 [B, 3, R, R] in batches, in the order of `ids`."""
+
+    def close(self) -> None:
+        """Let go of processes."""
+
+
+class BatchLoader:
+    """One rank's batches of one split.
+
+    steps: batches of this rank in an epoch. samples: images of an epoch over all ranks. local_samples: this rank's.
+    manifest: the data set. backend: "ffcv" or "torch".
+    """
+
+    def __init__(
+        self, engine: Engine, backend: str, manifest: Manifest, reader: BetonReader, table: plan.Table, share: _Share
+    ) -> None:
+        self.backend, self.manifest = backend, manifest
+        self._engine, self._table, self._share = engine, table, share
+        self._labels = torch.from_numpy(reader.labels)
+        self._sizes = reader.sizes
+        self._running: Generator[Batch, None, None] | None = None
+        self.steps, self.samples, self.local_samples = share.steps, share.samples, share.local_samples
+        if share.split == "val":
+            plan.fill_evaluation_plan(table, self._sizes, share.data.crop_ratio)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """(images uint8 [B, 3, R, R], labels int64 [B]) of an epoch from `start_step` on.
+
+        Images are a channels-last view of memory of their own, page-locked where there is CUDA: they stay valid for as
+        long as they are held. Asking for an epoch ends one that is still running. Raises ServiceError when the pipeline
+        fails.
+        """
+        if not 0 <= start_step <= self.steps:
+            raise ValueError(f"start_step must be 0 to {self.steps}, got {start_step}")
+        self._stop()
+        self._running = self._batches(epoch, start_step)
+        return self._running
+
+    def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        ids = self._share.ids(epoch)[start_step * self._share.batch_size :]
+        if len(ids) == 0:
+            return
+        self._share.fill(self._table, self._sizes, epoch)
+        start = 0
+        with closing(self._engine.images(ids)) as images:
+            for batch in images:
+                yield batch, self._labels[ids[start : start + len(batch)]]
+                start += len(batch)
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def close(self) -> None:
+        """End a running epoch and the pipeline. The loader is not used after this."""
+        self._stop()
+        self._engine.close()
+
+
+class _Share:
+    """Which samples a rank sees."""
+
+    def __init__(self, split: Split, count: int, data: DataConfig, seed: int, rank: int, world: int) -> None:
+        self.split, self.data = split, data
+        self._count, self._seed, self._rank, self._world = count, seed, rank, world
+        part = plan.rank_slice(data.batch_size, rank, world)
+        self.batch_size = part.stop - part.start
+        if split == "train":
+            self.steps = count // data.batch_size
+            self.samples = self.steps * data.batch_size
+            self.local_samples = self.steps * self.batch_size
+        else:
+            own = plan.validation_slice(count, rank, world)
+            self.samples, self.local_samples = count, own.stop - own.start
+            self.steps = -(-self.local_samples // self.batch_size)
+
+    def ids(self, epoch: int) -> plan.Ids:
+        """Sample ids of this rank in an epoch, in order."""
+        if self.split == "val":
+            own = plan.validation_slice(self._count, self._rank, self._world)
+            return np.arange(own.start, own.stop, dtype=np.int64)
+        size = self.data.batch_size
+        return plan.training_ids(self._count, size, self._seed, epoch, self._rank, self._world).ravel()
+
+    def fill(self, table: plan.Table, sizes: plan.Sizes, epoch: int) -> None:
+        """Write the epoch's plan; validation has the same one always."""
+        if self.split == "train":
+            plan.fill_plan(table, sizes, self.data.augment, self.data.resolution, self._seed, epoch)
+
+
+def open_loader(
+    folder: str | Path,
+    split: Split,
+    *,
+    data: DataConfig,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    expect_classes: int | None = None,
+    say: Say = lambda _: None,
+) -> BatchLoader:
+    """A loader of a built data set; `data.batch_size` is the global batch, of which this rank takes its share.
+
+    "train" is shuffled and augmented, and drops the incomplete last batch; "val" is in order, each sample once over all
+    ranks. Order and augmentation depend on (seed, epoch, sample id) alone: not on the loader, its threads or the world.
+    Raises UserError for a data set that is missing, damaged, another, or smaller than a batch.
+    """
+    manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=expect_classes, say=say)
+    path = beton_path(folder, split)
+    reader = BetonReader(path)
+    _check_batch(split, len(reader), data.batch_size, rank, world)
+    share = _Share(split, len(reader), data, seed, rank, world)
+    table = plan.new_table(len(reader))
+    if split == "train":
+        # A plan that cannot be filled is a user's mistake: better said now than at the first batch.
+        plan.check_plan(reader.sizes, data.augment, data.resolution)
+    backend = _choose(data.loader, say)
+    engine = _engine(backend)(
+        path, table, resolution=data.resolution, batch_size=share.batch_size, threads=data.threads
+    )
+    return BatchLoader(engine, backend, manifest, reader, table, share)
+
+
+def _check_batch(split: Split, count: int, batch_size: int, rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of {world}")
+    if batch_size < world:
+        raise UserError(f"data.batch_size={batch_size} is less than {world} workers. Raise it or lower run.workers.")
+    if split == "train" and count < batch_size:
+        raise UserError(f"{count} training images do not fill one batch. Set data.batch_size to {count} or less.")
+
+
+@functools.cache
+def why_absent() -> str | None:
+    """Why FFCV cannot be used here, None when it can. Its import may fail for lack of a system library as well."""
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            # It uses parts of Python that are on their way out, which is nothing that our users can change.
+            warnings.simplefilter("ignore")
+            import ffcv  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
+
+            import pipelines.data.ffcv_loader  # noqa: F401
+    # A compiled extension may raise anything while it is imported.
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {error}"
+    finally:
+        # FFCV sets torch to one thread when it is imported.
+        torch.set_num_threads(threads)
+    return None
+
+
+def _choose(wanted: str, say: Say) -> str:
+    if wanted == "torch":
+        return "torch"
+    reason = why_absent()
+    if reason is None:
+        return "ffcv"
+    if wanted == "ffcv":
+        raise UserError(f"data.loader=ffcv, but FFCV does not import ({reason}). {_INSTALL}; or set data.loader=torch.")
+    say(f"FFCV does not import ({reason}): loading through torch, same images, slower.")
+    return "torch"
+
+
+def _engine(backend: str) -> Callable[..., Engine]:
+    if backend == "ffcv":
+        from pipelines.data.ffcv_loader import FfcvEngine
+
+        return FfcvEngine
+    from pipelines.data.torch_loader import TorchEngine
+
+    return TorchEngine

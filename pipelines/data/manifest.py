@@ -1,0 +1,225 @@
+"""What makes a folder a data set: `manifest.json` beside the two `.beton` files, and the checks against it.
+
+A `.beton` has no checksum and no mark of completion; the manifest, written last, is both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.data.beton import BetonReader
+from pipelines.data.progress import Progress
+from pipelines.data.sources import SPLITS
+from pipelines.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STAMP = ".verified.json"
+
+Say = Callable[[str], None]
+
+_BLOCK = 1 << 22
+_AGAIN = "Copy it again whole, or build it again with `agmm data build`."
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitManifest(_Part):
+    """One `.beton` file. Sizes are (height, width) in pixels."""
+
+    count: int = Field(ge=1)
+    count_by_class: tuple[int, ...]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file")
+    bytes: int = Field(ge=1, description="length of the file")
+    content_digest: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 over labels and stored images in order, whatever the layout"
+    )
+    smallest: tuple[int, int] = Field(description="least height and least width")
+    largest: tuple[int, int] = Field(description="greatest height and greatest width")
+    converted: dict[str, int] = Field(description="images that were not RGB, by the mode they came in")
+    skipped: dict[str, str] = Field(description="images left out, with the reason")
+
+
+class Manifest(_Part):
+    """A whole data set."""
+
+    format: int = FORMAT
+    name: str = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=1)
+    builder: str
+    source_kind: str
+    splits: dict[str, SplitManifest]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names this data set's content: classes and both splits' content digests."""
+        parts = [list(self.classes), *(self.splits[split].content_digest for split in SPLITS)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def beton_path(folder: str | Path, split: str) -> Path:
+    """The file of a split."""
+    return Path(folder) / f"{split}.beton"
+
+
+def load_manifest(folder: str | Path, *, expect_name: str | None = None, expect_classes: int | None = None) -> Manifest:
+    """The manifest of a data set's folder, without looking into the files.
+
+    Raises UserError when there is none (an unfinished build), when it is damaged or of a newer format, or when it is of
+    another data set than `expect_name` or has another number of classes than `expect_classes`.
+    """
+    path = Path(folder) / MANIFEST
+    manifest = _parse(path, _tree(path))
+    if expect_name is not None and manifest.name != expect_name:
+        raise UserError(
+            f"{folder} holds data set {manifest.name!r}, not {expect_name!r}. Set data.uri to the folder of "
+            f"{expect_name!r}, or data.dataset={manifest.name}."
+        )
+    if expect_classes is not None and len(manifest.classes) != expect_classes:
+        raise UserError(
+            f"{folder} has {len(manifest.classes)} classes, not {expect_classes}. "
+            f"Set model.num_classes={len(manifest.classes)}."
+        )
+    return manifest
+
+
+def _tree(path: Path) -> Any:
+    if not path.parent.is_dir():
+        raise UserError(f"No data set at {path.parent}. Build it with `agmm data build SOURCE --out {path.parent}`.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {MANIFEST}: not a data set, or its build did not finish.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _parse(path: Path, tree: Any) -> Manifest:
+    came = tree.get("format") if isinstance(tree, dict) else None
+    if isinstance(came, int) and came > FORMAT:
+        raise UserError(f"{path} has format {came}; this version reads up to {FORMAT}. Update agmm.")
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path} is no manifest: {where}: {first['msg']}. {_AGAIN}") from error
+    if set(manifest.splits) != set(SPLITS):
+        raise UserError(f"{path} lists splits {', '.join(manifest.splits)}, not {', '.join(SPLITS)}. {_AGAIN}")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` and wait until it is on disk."""
+    with (folder / MANIFEST).open("w", encoding="utf-8") as out:
+        out.write(json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, with progress on stderr."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream, Progress(path.stat().st_size, f"checking {path.name}", unit="B") as progress:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            progress.advance(len(block))
+    return digest.hexdigest()
+
+
+def content_digest(reader: BetonReader) -> str:
+    """SHA-256 over labels and stored images in sample order."""
+    digest = hashlib.sha256()
+    for part in reader.content():
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def verify(folder: str | Path, say: Say = lambda _: None) -> Manifest:
+    """Check every hash, the structure of both files and the counts against the manifest. Raises UserError."""
+    manifest = load_manifest(folder)
+    for split in SPLITS:
+        path, entry = beton_path(folder, split), manifest.splits[split]
+        _check_file(path, entry)
+        reader = BetonReader(path)
+        counts = np.bincount(reader.labels, minlength=len(manifest.classes)).tolist()
+        if len(reader) != entry.count or counts != list(entry.count_by_class):
+            raise UserError(f"{path} holds other images than {MANIFEST} says. {_AGAIN}")
+        if content_digest(reader) != entry.content_digest:
+            raise UserError(f"{path} holds other bytes than {MANIFEST} says. {_AGAIN}")
+        say(f"{path}: {entry.count} images, whole")
+    return manifest
+
+
+def _check_size(path: Path, entry: SplitManifest) -> os.stat_result:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}. {_AGAIN}") from error
+    if state.st_size != entry.bytes:
+        raise UserError(f"{path} has {state.st_size} bytes; its manifest says {entry.bytes}: not whole. {_AGAIN}")
+    return state
+
+
+def _check_file(path: Path, entry: SplitManifest) -> None:
+    _check_size(path, entry)
+    if file_digest(path) != entry.sha256:
+        raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's. {_AGAIN}")
+
+
+def ensure_verified(
+    folder: str | Path,
+    *,
+    expect_name: str | None = None,
+    expect_classes: int | None = None,
+    say: Say = lambda _: None,
+) -> Manifest:
+    """The manifest of a folder whose files are what it says.
+
+    Files are hashed the first time they are seen; after that, length and time of change against a stamp beside them
+    are enough. Where the stamp cannot be written, each call hashes. Raises UserError like `load_manifest` and `verify`.
+    """
+    manifest = load_manifest(folder, expect_name=expect_name, expect_classes=expect_classes)
+    state = {split: _state(beton_path(folder, split), manifest.splits[split]) for split in SPLITS}
+    if _read_stamp(Path(folder)) == state:
+        return manifest
+    say(f"checking {folder}, once")
+    for split in SPLITS:
+        _check_file(beton_path(folder, split), manifest.splits[split])
+    # A read-only folder is hashed each time: slow, never wrong.
+    with suppress(OSError):
+        _write_stamp(Path(folder), state)
+    return manifest
+
+
+def _state(path: Path, entry: SplitManifest) -> dict[str, Any]:
+    seen = _check_size(path, entry)
+    return {"sha256": entry.sha256, "bytes": seen.st_size, "mtime_ns": seen.st_mtime_ns}
+
+
+def _read_stamp(folder: Path) -> Any:
+    try:
+        return json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_stamp(folder: Path, state: dict[str, dict[str, Any]]) -> None:
+    # Written aside and renamed: the workers of one machine may all be the first.
+    temporary = folder / f"{STAMP}.{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        temporary.replace(folder / STAMP)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""What a data set looks like before it is built: named classes and two sequences of labelled images.
+
+`open_source` recognises a folder of images (see `folders.py`), CIFAR's binary files and idx files (`packed_files.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.errors import UserError
+
+SPLITS = ("train", "val")
+
+Payload = bytes | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image. `load` gives a file's bytes, or RGB pixels uint8 [height, width, 3]; it may raise OSError."""
+
+    label: int
+    name: str
+    load: Callable[[], Payload]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it came: `splits` has "train" and "val"; labels index `classes`."""
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Sequence[Sample]]
+    bytes_estimate: int
+
+
+def source_home(home: Path) -> Path:
+    """Where fetched originals live: <home>/sources/<name>."""
+    return Path(home) / "sources"
+
+
+def open_source(path_or_name: str | Path, home: Path, *, name: str | None = None) -> Source:
+    """The source at a path, or a known one by the name it was fetched under; `name` overrides the folder's.
+
+    Raises UserError when nothing is there, nothing is recognised, or what is there is incomplete or damaged.
+    """
+    from pipelines.data import folders, packed_files
+
+    path = _locate(path_or_name, home)
+    called = name or _stem(path)
+    for recognise in (packed_files.open_cifar, packed_files.open_idx, folders.open_folder):
+        source = recognise(path, called)
+        if source is not None:
+            return source
+    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) if path.is_dir() else "a file"
+    raise UserError(
+        f"No data set recognised at {path} (it has: {inside or 'nothing'}). Allowed: a folder with train/ and val/ (or "
+        "test/), each with a folder of images per class; CIFAR-10 or CIFAR-100 in the binary version, unpacked or as "
+        "its .tar.gz; MNIST-like train-images-idx3-ubyte[.gz] and its three companions."
+    )
+
+
+def _locate(path_or_name: str | Path, home: Path) -> Path:
+    from pipelines.data.fetch import KNOWN
+
+    path = Path(path_or_name).expanduser()
+    if path.exists():
+        return path.resolve()
+    known = str(path_or_name)
+    if known in KNOWN:
+        fetched = source_home(home) / known
+        if fetched.is_dir():
+            return fetched.resolve()
+        raise UserError(f"{known} is not on this machine yet. Run: agmm data fetch {known}")
+    raise UserError(f"No such source: {path_or_name}. Give an existing path, or one of: {', '.join(KNOWN)}.")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")

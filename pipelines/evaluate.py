@@ -1,0 +1,50 @@
+"""Exact validation of a model on a built data set: every image counted once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agmm.loop import evaluate, means
+from agmm.metrics.cost import count_parameters
+from pipelines.data.loaders import BatchLoader, open_loader
+from pipelines.data.manifest import ensure_verified
+from pipelines.home import data_folder
+from pipelines.network import normalise
+from pipelines.registry import Model, load_model
+
+
+def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Load a model, verify its data, and measure: `top1` and `top5` (0 to 1), `loss`, `count`, `size_mb`, and more.
+
+    Raises:
+        UserError: where the model or the data are not what they should be.
+        ServiceError: where a service does not answer.
+
+    """
+    model = load_model(uri, tracking)
+    data = model.card.data
+    folder = data_folder(data_uri or data.uri, data.dataset)
+    ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    loader = open_loader(folder, "val", data=data, seed=0, say=say)
+    try:
+        started = time.perf_counter()
+        result = means(evaluate(model.network, _batches(model, loader)))
+        seconds = time.perf_counter() - started
+    finally:
+        loader.close()
+    size = count_parameters(model.network).megabytes
+    about = {"model": uri, "run_id": model.card.run_id, "checkpoint": None, "size_mb": size, "data": str(folder)}
+    return about | result | {"images_per_second": result["count"] / seconds}
+
+
+def _batches(model: Model, loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.network.to(device)
+    for images, labels in tqdm(loader.epoch(0), total=loader.steps, unit="batch", desc="evaluate", mininterval=1):
+        yield normalise(images, model.card.data, device), labels.to(device)

@@ -1,0 +1,43 @@
+"""A network from its configuration, and the images that it is fed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from agmm import models
+from agmm.methods import METHODS
+from pipelines.config import DataConfig, ModelConfig
+from pipelines.errors import UserError
+
+
+def build_network(config: ModelConfig) -> nn.Module:
+    """The network that a recipe describes, with fresh weights, channels last. Raises UserError for what it refuses."""
+    known = models.list_models("agmm_*")
+    if config.arch not in known:
+        raise UserError(f"Unknown model {config.arch!r}. Known: {', '.join(known)}. Set model.arch.")
+    assert config.method in METHODS
+    try:
+        network = models.create_model(
+            config.arch,
+            num_classes=config.num_classes,
+            num_steps=config.time_steps,
+            width=config.width,
+            stem=config.stem,
+            method=config.method,
+            gate_kind=config.gate.kind,
+            gate_scope=config.gate.scope,
+            **config.neuron.model_dump(),
+        )
+        # the layout in which CPU and GPU convolutions are fast
+        return network.to(memory_format=torch.channels_last)
+    except ValueError as error:
+        raise UserError(f"Cannot build {config.arch}: {error}") from error
+
+
+def normalise(images_BCHW: Tensor, data: DataConfig, device: torch.device) -> Tensor:
+    """uint8 images to float32 on the device, by the channel means and deviations of the recipe."""
+    images = images_BCHW.to(device, non_blocking=True).float().div_(255)
+    mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(data.std, device=device).view(1, 3, 1, 1)
+    return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

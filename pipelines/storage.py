@@ -1,0 +1,178 @@
+"""Files by key in a folder or an S3 bucket: one small interface, so that a checkpoint does not know which."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlparse
+
+from pipelines.errors import ServiceError, UserError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class Store(Protocol):
+    """Files below one address. Keys use `/`. Every method raises ServiceError where the place cannot be used."""
+
+    uri: str
+
+    def put(self, source: Path, key: str) -> None:
+        """Copy a local file to `key`; readers see the whole file or none."""
+
+    def get(self, key: str, target: Path) -> None:
+        """Copy `key` to a local file."""
+
+    def read(self, key: str) -> bytes:
+        """The content of a small file."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that start with `prefix`, sorted."""
+
+    def delete(self, keys: list[str]) -> None:
+        """Remove keys; one that is not there is fine."""
+
+
+def open_store(uri: str) -> Store:
+    """The store at a folder's path, `file://...` or `s3://bucket/prefix`. Raises UserError for another scheme."""
+    parts = urlparse(uri)
+    if parts.scheme == "s3":
+        return S3Store(parts.netloc, parts.path.strip("/"))
+    if parts.scheme not in ("", "file"):
+        raise UserError(f"Cannot store files at {uri!r}: the scheme must be s3:// or a folder's path.")
+    return FolderStore(Path(parts.path if parts.scheme else uri).absolute())
+
+
+def check_writable(store: Store, scratch: Path) -> None:
+    """Put, list and delete a small file, so that a bad address is found before any work. Raises ServiceError."""
+    probe = scratch / f"probe-{uuid.uuid4().hex}"
+    with _explained(f"Cannot write {probe}"):
+        scratch.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"agmm")
+    try:
+        store.put(probe, probe.name)
+        store.delete([probe.name])
+    finally:
+        probe.unlink()
+
+
+class FolderStore:
+    """A store in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.uri = root, str(root)
+
+    def put(self, source: Path, key: str) -> None:
+        target = self.root / key
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with _explained(f"Cannot write {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(source, partial)
+                _sync(partial)
+                partial.replace(target)
+                _sync(target.parent)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def get(self, key: str, target: Path) -> None:
+        with _explained(f"Cannot read {self.root / key}"):
+            shutil.copyfile(self.root / key, target)
+
+    def read(self, key: str) -> bytes:
+        with _explained(f"Cannot read {self.root / key}"):
+            return (self.root / key).read_bytes()
+
+    def keys(self, prefix: str) -> list[str]:
+        base = self.root / prefix.rpartition("/")[0]
+        with _explained(f"Cannot list {self.root}"):
+            found = [path.relative_to(self.root).as_posix() for path in base.rglob("*") if path.is_file()]
+        return sorted(key for key in found if key.startswith(prefix))
+
+    def delete(self, keys: list[str]) -> None:
+        with _explained(f"Cannot delete below {self.root}"):
+            for key in keys:
+                (self.root / key).unlink(missing_ok=True)
+            for folder in {(self.root / key).parent for key in keys}:
+                if folder != self.root and folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+class S3Store:
+    """A store in an S3 bucket. Address, region and credentials come from boto3's own environment and files."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._client = _s3_client()
+
+    def put(self, source: Path, key: str) -> None:
+        with self._explained("write"):
+            self._client.upload_file(str(source), self.bucket, self.prefix + key)
+
+    def get(self, key: str, target: Path) -> None:
+        with self._explained("read"):
+            self._client.download_file(self.bucket, self.prefix + key, str(target))
+
+    def read(self, key: str) -> bytes:
+        with self._explained("read"):
+            return self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+
+    def keys(self, prefix: str) -> list[str]:
+        with self._explained("list"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            return sorted(item["Key"].removeprefix(self.prefix) for page in pages for item in page.get("Contents", []))
+
+    def delete(self, keys: list[str]) -> None:
+        with self._explained("delete"):
+            for key in keys:
+                self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            raise ServiceError(
+                f"Cannot {verb} {self.uri} at {self._client.meta.endpoint_url}: {error}. "
+                "Check that the server is up (`agmm status`), the bucket is there and the credentials are right "
+                "(AWS_ENDPOINT_URL_S3, AWS_SHARED_CREDENTIALS_FILE or AWS_ACCESS_KEY_ID)."
+            ) from error
+
+
+def _s3_client() -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    timeouts = Config(
+        connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 4}, signature_version="s3v4"
+    )
+    return boto3.client("s3", config=timeouts)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ServiceError(
+            f"{what}: {error.strerror or error}. Check the path, its permissions and the disk."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,288 @@
+"""What every worker of a run executes. The loop knows no service: storage, tracking and progress enter as arguments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from agmm.loop import evaluate, means, train_step
+from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
+from agmm.optim import learning_rate, make_sgd, set_learning_rate
+from pipelines import checkpoint as checkpoints
+from pipelines.checkpoint import Checkpoint, Position
+from pipelines.config import RunConfig
+from pipelines.data.loaders import BatchLoader, open_loader
+from pipelines.network import build_network, normalise
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all ranks."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Everything beyond the loop; the callbacks are called on rank 0 only, but for `on_epoch`."""
+
+    store: Store
+    log: Callable[[dict[str, float], int], None]
+    progress: Callable[[dict[str, Any]], None]
+    on_epoch: Callable[[dict[str, float]], None]  # on every rank
+
+    def say(self, line: str) -> None:
+        """Show a line to whoever watches."""
+        self.progress({"say": line})
+
+
+@dataclass
+class State:
+    """What changes during a run."""
+
+    network: nn.Module
+    model: nn.Module  # the network as DDP wraps it
+    optimizer: Optimizer
+    signs: dict[str, Tensor]
+    position: Position = Position()
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0  # spent in training steps after the first window, and the images that they took
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What does not: the configuration, this process, the data, and how many steps there are."""
+
+    config: RunConfig
+    world: World
+    outside: Outside
+    train: BatchLoader
+    val: BatchLoader
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run."""
+        steps = self.config.optim.epochs * self.train.steps
+        return min(steps, self.config.optim.max_steps or steps)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank logs and writes."""
+        return self.world.rank == 0
+
+
+def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_version: str) -> dict[str, float]:
+    """Train from the newest checkpoint, or from the start, to the end; returns the last metrics.
+
+    Every rank calls it, inside an initialised process group if there are several. Raises NotFinite before an update
+    with a NaN or infinite loss, ServiceError where a checkpoint cannot be stored.
+    """
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    plan = _open_plan(config, world, outside, folder)
+    try:
+        state = _start(plan)
+        while state.position.step < plan.total:
+            _train_epoch(plan, state, code_version)
+            _finish_epoch(plan, state)
+            _commit(plan, state, code_version)
+        return state.metrics
+    finally:
+        plan.train.close()
+        plan.val.close()
+
+
+def _silent(_: str) -> None:
+    """What the other ranks say."""
+
+
+def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path) -> Plan:
+    say = outside.say if world.rank == 0 else _silent
+    train, val = (
+        open_loader(folder, split, data=config.data, seed=config.seed, rank=world.rank, world=world.size, say=say)
+        for split in ("train", "val")
+    )
+    return Plan(config, world, outside, train, val)
+
+
+def _start(plan: Plan) -> State:
+    config, world = plan.config, plan.world
+    network = build_network(config.model).to(world.device)
+    optimizer = make_sgd(
+        network, lr=config.optim.lr, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay
+    )
+    state = State(network, network, optimizer, signs(network))
+    found = checkpoints.load_newest(plan.outside.store, plan.outside.say if plan.is_main else _silent)
+    if found is not None:
+        _restore(state, found)
+        if plan.is_main:
+            plan.outside.say(f"resumed at step {found.position.step} of {plan.total}")
+    if config.run.compile:
+        network.compile()
+    state.model = _distribute(network, world)
+    return state
+
+
+def _restore(state: State, found: Checkpoint) -> None:
+    state.network.load_state_dict(found.model)
+    checkpoints.restore_optimizer(state.optimizer, found.optimizer)
+    state.signs = unpack_signs(found.signs, state.network)
+    state.position, state.metrics = found.position, dict(found.metrics)
+
+
+def _distribute(network: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return network
+    return DistributedDataParallel(network, device_ids=[world.device] if world.device.type == "cuda" else None)
+
+
+def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
+    """Steps from the state's position to the end of the epoch, or of the run."""
+    state.model.train()
+    window = _Window()
+    for images, labels in plan.train.epoch(state.position.epoch, start_step=state.position.offset):
+        window.add(_step(plan, state, images, labels), len(labels))
+        state.position = _next(state.position)
+        done = state.position.step
+        if done % plan.config.run.log_every == 0 or done == plan.total:
+            _report(plan, state, window)
+            window = _Window()
+        if done == plan.total:
+            return
+        every = plan.config.checkpoint.every
+        if every and done % every == 0 and state.position.offset < plan.train.steps:
+            _commit(plan, state, code_version)
+            window.restart()
+
+
+def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
+    optim, data = plan.config.optim, plan.config.data
+    set_learning_rate(state.optimizer, _rate(plan, state.position.step))
+    return train_step(
+        state.model,
+        state.optimizer,
+        normalise(images, data, plan.world.device),
+        labels.to(plan.world.device),
+        precision=plan.config.run.precision,
+        label_smoothing=optim.label_smoothing,
+        loss_weight=len(labels) * plan.world.size / data.batch_size,
+    )
+
+
+def _rate(plan: Plan, step: int) -> float:
+    optim = plan.config.optim
+    warmup = round(optim.warmup * plan.train.steps)
+    return learning_rate(step, peak=optim.lr, total=plan.total, warmup=warmup, schedule=optim.schedule)
+
+
+def _next(position: Position) -> Position:
+    return replace(position, offset=position.offset + 1, step=position.step + 1)
+
+
+class _Window:
+    """Sums over the steps since the last report."""
+
+    def __init__(self) -> None:
+        self.loss = self.correct = self.images = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Time from here: something other than training came between."""
+        self.started, self.timed = time.perf_counter(), 0.0
+
+    def add(self, result: dict[str, float], images: int) -> None:
+        self.loss += result["loss"] * images
+        self.correct += result["correct"]
+        self.images += images
+        self.timed += images
+
+
+def _report(plan: Plan, state: State, window: _Window) -> None:
+    loss, correct, images, timed = plan.world.sum([window.loss, window.correct, window.images, window.timed])
+    seconds = time.perf_counter() - window.started
+    if state.position.step > plan.config.run.log_every or state.position.step == plan.total:
+        state.seconds, state.images = state.seconds + seconds, state.images + int(timed)
+    if not plan.is_main:
+        return
+    speed, step = timed / seconds, state.position.step
+    row = {"loss": loss / images, "top1": correct / images, "images_per_second": speed}
+    plan.outside.log({f"train/{key}": value for key, value in row.items()} | {"optim/lr": _rate(plan, step - 1)}, step)
+    position = {
+        "epoch": state.position.epoch + 1,
+        "epochs": plan.config.optim.epochs,
+        "step": step,
+        "total": plan.total,
+    }
+    plan.outside.progress(row | position | {"eta": (plan.total - step) * plan.config.data.batch_size / speed})
+
+
+def _finish_epoch(plan: Plan, state: State) -> None:
+    """Validate on all images, measure flips, and step into the next epoch."""
+    result = _validate(plan, state)
+    now = signs(state.network)
+    flips, state.signs = flip_ratio(state.signs, now), now
+    speed = {"images_per_second": state.images / state.seconds} if state.seconds else {}
+    best = max(result["top1"], state.metrics.get("best_top1", 0.0))
+    state.metrics = state.metrics | result | {"best_top1": best, "flips": flips["total"]} | speed
+    state.position = replace(state.position, epoch=state.position.epoch + 1, offset=0)
+    if plan.is_main:
+        row = {f"val/{key}": result[key] for key in ("loss", "top1", "top5")} | {"val/best_top1": best}
+        plan.outside.log(row | {f"flips/{name}": value for name, value in flips.items()}, state.position.step)
+        plan.outside.say(
+            f"epoch {state.position.epoch}: val top1 {result['top1']:.4f}  top5 {result['top5']:.4f}  "
+            f"loss {result['loss']:.4f}  flips {flips['total']:.4f}"
+        )
+    plan.outside.on_epoch(state.metrics)
+
+
+def _validate(plan: Plan, state: State) -> dict[str, float]:
+    if plan.world.size > 1:  # rank 0's running statistics count, as they do in the checkpoint
+        for buffer in state.network.buffers():
+            dist.broadcast(buffer, 0)
+    sums = evaluate(state.network, _batches(plan, plan.val.epoch(0)), precision=plan.config.run.precision)
+    total = dict(zip(sums, plan.world.sum(list(sums.values())), strict=True))
+    assert total["count"] == plan.val.samples, f"validated {total['count']} of {plan.val.samples} images"
+    return means(total)
+
+
+def _batches(plan: Plan, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in raw:
+        yield normalise(images, plan.config.data, plan.world.device), labels.to(plan.world.device)
+
+
+def _commit(plan: Plan, state: State, code_version: str) -> None:
+    if not plan.is_main:
+        return
+    snapshot = Checkpoint(
+        position=state.position,
+        model=checkpoints.model_tensors(state.network),
+        optimizer=checkpoints.optimizer_tensors(state.optimizer),
+        signs=pack_signs(state.signs),
+        config=plan.config.model_dump(mode="json"),
+        metrics=state.metrics,
+        code_version=code_version,
+    )
+    name = checkpoints.save(plan.outside.store, snapshot)
+    checkpoints.prune(plan.outside.store, plan.config.checkpoint.keep)
+    plan.outside.progress({"say": f"checkpoint {plan.outside.store.uri}/{name}"})

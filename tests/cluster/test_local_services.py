@@ -1,0 +1,280 @@
+"""The real services, started once on free ports: S3, MLflow, Ray head, and jobs on it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+from botocore.exceptions import ClientError
+
+from cluster import job, services
+from cluster.credentials import CredentialFiles
+from cluster.environment import CONFLICTING
+from cluster.errors import ServiceError, UserError
+from cluster.probes import known_secrets
+from cluster.settings import Services, ServiceSettings
+
+pytestmark = [
+    pytest.mark.s3,
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(120),
+    # Ray 2.60 follows a job's log with an argument that aiohttp 3.14 renamed.
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    home = tmp_path_factory.mktemp("home")
+    settings = ServiceSettings(home=home, s3_port=0, mlflow_port=0, dashboard_port=0, ray_port=0, num_cpus=1)
+    try:
+        yield services.up(settings)
+    finally:
+        services.down(home)
+
+
+@pytest.fixture
+def client(running: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """This process's environment points at the services."""
+    for name in CONFLICTING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in services.environment(running.home).items():
+        monkeypatch.setenv(name, value)
+    return running
+
+
+def _family(running: Services) -> list[psutil.Process]:
+    tops = [psutil.Process(record.pid) for record in running.processes]
+    return [*tops, *(child for top in tops for child in top.children(recursive=True))]
+
+
+def _arguments(running: Services) -> list[str]:
+    """Of those that still live: a job's process may end meanwhile."""
+    found = []
+    for process in _family(running):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(" ".join(process.cmdline()))
+    return found
+
+
+def _every_secret(running: Services) -> list[str]:
+    known = known_secrets(running)
+    basic = base64.b64encode(f"agmm:{known.mlflow_password}".encode()).decode()
+    return [*known.model_dump().values(), basic]
+
+
+def _answer(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_status_says_that_all_three_answer(running: Services) -> None:
+    found = services.status(running.home)
+    assert [(each.service, each.state) for each in found] == [
+        ("s3", "running"),
+        ("mlflow", "running"),
+        ("ray", "running"),
+    ]
+    assert [each.url for each in found] == [running.s3_url, running.mlflow_url, running.dashboard_url]
+
+
+def test_boto3_needs_only_the_environment(client: Services) -> None:
+    s3 = boto3.session.Session().client("s3")
+    body = os.urandom(3_000_000)
+    s3.put_object(Bucket=client.bucket, Key="some/thing", Body=body)
+    assert s3.get_object(Bucket=client.bucket, Key="some/thing")["Body"].read() == body
+    s3.close()
+
+
+@pytest.mark.parametrize("key", ["wrong key", "wrong secret"])
+def test_s3_refuses_others(client: Services, key: str) -> None:
+    known = known_secrets(client)
+    s3 = boto3.session.Session().client(
+        "s3",
+        aws_access_key_id="NOBODY" if key == "wrong key" else known.s3_key,
+        aws_secret_access_key="wrong",
+    )
+    with pytest.raises(ClientError, match=r"InvalidAccessKeyId|SignatureDoesNotMatch"):
+        s3.list_objects_v2(Bucket=client.bucket)
+    s3.close()
+
+
+def test_s3_behind_the_gateway_refuses_others(running: Services) -> None:
+    """The filer would list, read and write everything for whoever finds its port."""
+    arguments = psutil.Process(running.processes[0].pid).cmdline()
+    port = next(each.partition("=")[2] for each in arguments if each.startswith("-filer.port="))
+    assert _answer(f"http://127.0.0.1:{port}/buckets/{running.bucket}/.ready") == 401
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/nodes?view=summary"])
+def test_the_jobs_api_refuses_others(running: Services, path: str) -> None:
+    assert _answer(running.dashboard_url + path) == 401
+    assert _answer(running.dashboard_url + path, Authorization="Bearer wrong") == 403
+    assert _answer(running.dashboard_url + path, Authorization=f"Bearer {known_secrets(running).ray_token}") == 200
+
+
+def test_mlflow_refuses_others(running: Services) -> None:
+    path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert _answer(running.mlflow_url + path) == 401
+    wrong = base64.b64encode(b"admin:password1234").decode()
+    assert _answer(running.mlflow_url + path, Authorization=f"Basic {wrong}") == 401
+
+
+def test_an_mlflow_artifact_ends_in_s3(client: Services) -> None:
+    """By the printed shell lines alone, as a user would in another terminal."""
+    script = (
+        "import mlflow\n"
+        "mlflow.set_experiment('lines')\n"
+        "with mlflow.start_run() as run:\n"
+        "    mlflow.log_metric('loss', 0.5)\n"
+        "    mlflow.log_text('spikes', 'notes/a.txt')\n"
+        "print(mlflow.get_run(run.info.run_id).data.metrics['loss'])\n"
+    )
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "RAY_"))}
+    lines = [*services.export_lines(client.home), 'exec "$0" -c "$1"']
+    command = ["sh", "-ec", "\n".join(lines), sys.executable, script]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0.5"
+    s3 = boto3.session.Session().client("s3")
+    keys = [each["Key"] for each in s3.list_objects_v2(Bucket=client.bucket, Prefix="mlflow/")["Contents"]]
+    assert [key for key in keys if key.endswith("/notes/a.txt")]
+    s3.close()
+
+
+def test_a_job_gives_its_output_and_exit_code(client: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    assert job.submit(["python", "-c", "import sys; print('hello'); sys.exit(3)"], say=said.append) == 3
+    assert "hello\n" in capsys.readouterr().out
+    assert "failed" in said[-1]
+    newest = job.jobs_list()[0]
+    assert (newest.status, newest.exit_code) == ("FAILED", 3)
+    assert newest.started is not None
+    assert newest.ended is not None
+    assert newest.started < newest.ended
+    assert "hello\n" in job.job_logs(newest.id)
+
+
+def test_a_job_can_use_every_service_and_gets_the_recipe(
+    client: Services, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: shipped\n")
+    script = (
+        "import boto3, os, pathlib, ray, sys, urllib.request\n"
+        "print(pathlib.Path(sys.argv[1]).read_text())\n"
+        "boto3.client('s3').put_object(Bucket=os.environ['AGMM_STORE'][5:], Key='from-a-job', Body=b'x')\n"
+        "ray.init()\n"
+        "print('cpus', ray.cluster_resources()['CPU'], os.environ['AGMM_HOME'], sys.executable)\n"
+    )
+    assert job.submit(["python", "-c", script, str(recipe)], say=lambda _: None) == 0
+    out = capsys.readouterr().out
+    assert "name: shipped\n" in out
+    assert f"cpus 1.0 {client.home} {Path(sys.executable).parent}" in out
+
+
+def test_following_can_be_left_and_the_job_stopped(client: Services) -> None:
+    said: list[str] = []
+    assert job.submit(["sleep", "600"], follow=False, say=said.append) == 0
+    name = said[0].split()[1].rstrip(":")
+    assert job.job_stop(name)
+    deadline = time.monotonic() + 30
+    while (found := next(each for each in job.jobs_list() if each.id == name)).status != "STOPPED":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+
+
+def test_an_unknown_job_is_the_users_mistake(client: Services) -> None:
+    with pytest.raises(UserError, match="no such job"):
+        job.job_logs("agmm-none")
+
+
+def test_a_wrong_token_is_the_users_mistake(client: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("0" * 48)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
+    with pytest.raises(UserError, match="refused the token"):
+        job.jobs_list()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"cannot be read.*none"):
+        job.jobs_list()
+
+
+def test_nothing_listens_wider_than_loopback(running: Services) -> None:
+    pids = {process.pid for process in _family(running)}
+    found = [each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.pid in pids]
+    assert {running.ports.s3, running.ports.mlflow, running.ports.dashboard, running.ports.ray} <= {
+        each.port for each in found
+    }
+    assert [each for each in found if each.ip not in ("127.0.0.1", "::ffff:127.0.0.1", "::1")] == []
+
+
+def test_only_this_user_reads_the_secrets(running: Services) -> None:
+    files = CredentialFiles(running.home)
+    for folder in (files.secrets.parent, running.runtime_dir):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    paths = list(vars(files).values())
+    assert len(paths) > 5
+    assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in paths} == dict.fromkeys(
+        (path.name for path in paths), "0o600"
+    )
+
+
+def test_no_secret_is_an_argument_or_in_a_log(running: Services) -> None:
+    secrets = _every_secret(running)
+    arguments = _arguments(running)
+    assert len(arguments) > 10
+    assert [each for each in arguments if any(secret in each for secret in secrets)] == []
+    logs = [*running.home.glob("services/*.log"), *(running.runtime_dir / "r" / "session_latest" / "logs").rglob("*")]
+    texts = {path: path.read_text(errors="replace") for path in logs if path.is_file()}
+    assert len(texts) > 10
+    assert [path for path, text in texts.items() if any(secret in text for secret in secrets)] == []
+
+
+def test_up_again_returns_what_runs(running: Services) -> None:
+    said: list[str] = []
+    again = services.up(ServiceSettings(home=running.home), said.append)
+    assert again == running
+    assert len(said) == 1
+    assert said[0].startswith("Already running")
+
+
+def test_down_leaves_nothing(client: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also not what a job started and left to itself. The last test: the services are gone afterwards."""
+    script = "import subprocess as s; print('pid', s.Popen(['sleep', '987'], start_new_session=True).pid)"
+    assert job.submit(["python", "-c", script], say=lambda _: None) == 0
+    words = capsys.readouterr().out.split()
+    left_alone = psutil.Process(int(words[words.index("pid") + 1]))
+    assert left_alone not in psutil.Process(client.processes[2].pid).children(recursive=True)
+    family = _family(client)
+    assert len(family) > 10
+    said: list[str] = []
+    began = time.monotonic()
+    assert services.down(client.home, said.append)
+    assert time.monotonic() - began < 40
+    assert [process for process in [*family, left_alone] if process.is_running()] == []
+    assert [line.split()[0] for line in said[:3]] == ["ray", "mlflow", "s3"]
+    assert not client.runtime_dir.exists()
+    assert [path for path in client.sockets if path.exists()] == []
+    assert services.status(client.home) == []
+    assert services.environment(client.home) == {}
+    assert not services.down(client.home, said.append)
+    with pytest.raises(ServiceError, match="agmm up"):
+        job.jobs_list(client.dashboard_url)

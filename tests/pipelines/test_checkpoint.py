@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from agmm.metrics.flips import pack_signs, signs
+from agmm.optim import make_sgd
+from pipelines import checkpoint as checkpoints
+from pipelines.checkpoint import Checkpoint, Position
+from pipelines.errors import ServiceError
+from pipelines.network import build_network
+from pipelines.storage import open_store
+
+FILES = ["model.safetensors", "optimizer.safetensors", "signs.safetensors", "state.json", "manifest.json", "COMMITTED"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def trained(tiny_config):
+    """A network and optimiser with momentum."""
+    network = build_network(tiny_config.model)
+    optimizer = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    network(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    optimizer.step()
+    return network, optimizer
+
+
+def _checkpoint(trained, step=7):
+    network, optimizer = trained
+    return Checkpoint(
+        position=Position(epoch=1, offset=3, step=step),
+        model=checkpoints.model_tensors(network),
+        optimizer=checkpoints.optimizer_tensors(optimizer),
+        signs=pack_signs(signs(network)),
+        config={"name": "tiny"},
+        metrics={"top1": 0.5},
+        code_version="1",
+    )
+
+
+def test_round_trip(store, trained, tiny_config):
+    saved = _checkpoint(trained)
+    name = checkpoints.save(store, saved)
+    loaded = checkpoints.load(store, name)
+    for part in ("model", "optimizer", "signs"):
+        before, after = getattr(saved, part), getattr(loaded, part)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert (loaded.position, loaded.config, loaded.metrics) == (saved.position, saved.config, saved.metrics)
+
+    twin = build_network(tiny_config.model)
+    optimizer = make_sgd(twin, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    checkpoints.restore_optimizer(optimizer, loaded.optimizer)
+    restored = checkpoints.optimizer_tensors(optimizer)
+    assert restored.keys() == saved.optimizer.keys()
+    assert all(torch.equal(restored[key], saved.optimizer[key]) for key in restored)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_file_is_refused_and_the_one_before_is_used(store, trained, tmp_path, file, damage):
+    checkpoints.save(store, _checkpoint(trained, 7))
+    checkpoints.save(store, _checkpoint(trained, 8))
+    path = tmp_path / "run" / "step-000000008" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    if (file, damage) != ("COMMITTED", "remove"):
+        with pytest.raises(ServiceError, match="step-000000008"):
+            checkpoints.load(store, "step-000000008")
+    said = []
+    assert checkpoints.load_newest(store, said.append).position.step == 7
+    assert len(said) == (0 if (file, damage) == ("COMMITTED", "remove") else 1)
+
+
+def test_an_upload_that_breaks_off_is_never_read(store, trained, monkeypatch):
+    checkpoints.save(store, _checkpoint(trained, 7))
+    real_put = store.put
+
+    def put(source, key):
+        if key.endswith("manifest.json"):
+            raise ServiceError("gone")
+        real_put(source, key)
+
+    monkeypatch.setattr(store, "put", put)
+    with pytest.raises(ServiceError, match="gone"):
+        checkpoints.save(store, _checkpoint(trained, 8))
+    assert checkpoints.committed(store) == ["step-000000007"]
+
+
+def test_pruning_keeps_the_newest(store, trained):
+    for step in (7, 8, 9):
+        checkpoints.save(store, _checkpoint(trained, step))
+    checkpoints.prune(store, keep=2)
+    assert checkpoints.committed(store) == ["step-000000008", "step-000000009"]
+    assert not store.keys("step-000000007")
+
+
+def test_no_checkpoint_is_no_checkpoint(store):
+    assert checkpoints.load_newest(store, print) is None

@@ -1,0 +1,71 @@
+import errno
+import os
+
+import pytest
+
+from pipelines.errors import ServiceError, UserError
+from pipelines.storage import check_writable, open_store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path / "store"))
+
+
+def _file(tmp_path, text="content"):
+    path = tmp_path / "source"
+    path.write_text(text)
+    return path
+
+
+def test_put_read_list_get_delete(store, tmp_path):
+    for key in ("a/1", "a/2", "b/1"):
+        store.put(_file(tmp_path, key), key)
+    assert store.read("a/2") == b"a/2"
+    assert store.keys("a/") == ["a/1", "a/2"]
+    assert store.keys("") == ["a/1", "a/2", "b/1"]
+    store.get("b/1", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "b/1"
+    store.delete(["a/1", "a/2", "never/there"])
+    assert store.keys("") == ["b/1"]
+    assert not (tmp_path / "store" / "a").exists()
+
+
+def test_an_empty_store_lists_nothing(store):
+    assert store.keys("step-") == []
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(store, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipelines.storage._sync", full)
+    with pytest.raises(ServiceError, match="No space left on device"):
+        store.put(_file(tmp_path), "key")
+    assert store.keys("") == []
+
+
+def test_reading_what_is_not_there_is_named(store):
+    with pytest.raises(ServiceError, match="nothing/here"):
+        store.read("nothing/here")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(UserError, match="s3:// or a folder"):
+        open_store("ftp://host/folder")
+
+
+def test_a_place_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceError, match="Cannot write"):
+        check_writable(open_store(str(tmp_path / "file" / "below")), tmp_path / "scratch")
+
+
+def test_an_s3_server_that_is_down_is_explained(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
+    with pytest.raises(ServiceError, match=r"s3://bucket/prefix at http://127\.0\.0\.1:9") as caught:
+        check_writable(open_store("s3://bucket/prefix"), tmp_path)
+    assert "agmm status" in str(caught.value)
+    assert "very-secret-value" not in str(caught.value)

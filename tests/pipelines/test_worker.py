@@ -1,0 +1,105 @@
+"""The loop without Ray: one process, the torch loader, a folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from agmm.loop import NotFinite
+from pipelines import checkpoint as checkpoints
+from pipelines.config import parse_config
+from pipelines.storage import open_store
+from pipelines.worker import Outside, World, run
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+class Recorder(Outside):
+    """An outside that keeps what it is told."""
+
+    def __new__(cls, uri):
+        outside = object.__new__(Outside)
+        rows, shown, epochs = {}, [], []
+        object.__setattr__(outside, "store", open_store(uri))
+        object.__setattr__(outside, "log", lambda row, step: rows.setdefault(step, {}).update(row))
+        object.__setattr__(outside, "progress", shown.append)
+        object.__setattr__(outside, "on_epoch", lambda metrics: epochs.append(dict(metrics)))
+        return outside, rows, shown, epochs
+
+
+def _changed(tree, **sections):
+    merged = {key: {**tree[key], **value} for key, value in sections.items()}
+    return parse_config({**tree, **merged}, origin="test")
+
+
+def _run(config, uri):
+    outside, rows, shown, epochs = Recorder(str(uri))
+    metrics = run(config, ALONE, outside, Path(config.data.uri), "test")
+    return metrics, rows, shown, epochs
+
+
+def _final(uri):
+    store = open_store(str(uri))
+    return checkpoints.load(store, checkpoints.committed(store)[-1])
+
+
+def test_it_learns_logs_and_commits(tiny_config, tmp_path):
+    metrics, rows, shown, epochs = _run(tiny_config, tmp_path / "a")
+    assert metrics["top1"] > 0.6
+    assert metrics["count"] == 21
+    assert sorted(rows) == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert rows[2]["optim/lr"] == pytest.approx(0.1, rel=0.1)
+    assert {"val/top1", "val/loss", "flips/total"} <= rows[16].keys()
+    assert sum(key.startswith("flips/stages") for key in rows[16]) == 16
+    assert len(epochs) == 4
+    steps = [item for item in shown if "say" not in item]
+    assert [item["step"] for item in steps] == sorted(rows)
+    assert {"epoch", "total", "loss", "images_per_second", "eta"} <= steps[0].keys()
+    assert checkpoints.committed(open_store(str(tmp_path / "a"))) == [f"step-{4 * i:09d}" for i in (1, 2, 3, 4)]
+
+
+class _Cut(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("every", [None, 3])
+@pytest.mark.parametrize("cut_after", [1, 2])
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_tree, tmp_path, monkeypatch, every, cut_after):
+    """Byte for byte: weights, buffers, momentum, sign history, also in the middle of an epoch."""
+    config = _changed(tiny_tree, checkpoint={"every": every})
+    _run(config, tmp_path / "straight")
+
+    saves, real_save = [], checkpoints.save
+
+    def save_then_die(store, snapshot):
+        saves.append(real_save(store, snapshot))
+        if len(saves) == cut_after:
+            raise _Cut
+
+    monkeypatch.setattr(checkpoints, "save", save_then_die)
+    with pytest.raises(_Cut):
+        _run(config, tmp_path / "cut")
+    _, _, shown, _ = _run(config, tmp_path / "cut")
+    assert any("resumed at step" in item.get("say", "") for item in shown)
+
+    straight, cut = _final(tmp_path / "straight"), _final(tmp_path / "cut")
+    assert straight.position == cut.position
+    for part in ("model", "optimizer", "signs"):
+        before, after = getattr(straight, part), getattr(cut, part)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_max_steps_ends_the_run_and_its_schedule(tiny_tree, tmp_path):
+    config = _changed(tiny_tree, optim={"max_steps": 6})
+    _, rows, _, epochs = _run(config, tmp_path / "a")
+    assert max(rows) == 6
+    assert rows[6]["optim/lr"] < 0.01
+    assert len(epochs) == 2
+
+
+def test_a_nan_loss_stops_before_the_update(tiny_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.worker.normalise", lambda images, *_: images.float() * float("nan"))
+    with pytest.raises(NotFinite):
+        _run(_changed(tiny_tree), tmp_path / "a")
+    assert checkpoints.committed(open_store(str(tmp_path / "a"))) == []
