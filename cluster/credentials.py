@@ -60,8 +60,11 @@ def write_private(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def load_or_create(home: Path) -> Secrets:
-    """Read this home's secrets, or generate them, and write every file that the programs read."""
+def load_or_create(home: Path, bucket: str) -> Secrets:
+    """Read this home's secrets, or generate them, and write every file that the programs read.
+
+    The S3 key opens `bucket` and no other.
+    """
     files = CredentialFiles(home)
     if files.secrets.exists():
         known = Secrets.model_validate_json(files.secrets.read_bytes())
@@ -70,17 +73,17 @@ def load_or_create(home: Path) -> Secrets:
         # MLflow takes the password only when it creates its user: a user of older secrets could never log in.
         files.mlflow_users.unlink(missing_ok=True)
         write_private(files.secrets, known.model_dump_json())
-    _write_s3(files, known)
+    _write_s3(files, known, bucket)
     _write_mlflow(files, known)
     write_private(files.ray_token, known.ray_token)
     return known
 
 
-def _write_s3(files: CredentialFiles, known: Secrets) -> None:
+def _write_s3(files: CredentialFiles, known: Secrets, bucket: str) -> None:
     identity = {
         "name": "agmm",
         "credentials": [{"accessKey": known.s3_key, "secretKey": known.s3_secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        "actions": [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List", "Tagging")],
     }
     write_private(files.s3, json.dumps({"identities": [identity]}))
     # The S3 gateway's own back ends listen too: without these keys they would serve any local user past the gateway.

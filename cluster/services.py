@@ -179,7 +179,7 @@ def _runtime_dir() -> Path:
 def _start_all(services: Services, spare: list[int], num_cpus: int | None, say: Say) -> Services:
     """Start all three, then wait for each. `state.json` is ahead of every step: an interrupted start can be undone."""
     try:
-        known = credentials.load_or_create(services.home)
+        known = credentials.load_or_create(services.home, services.bucket)
         _save(services)
         for service in _KINDS:
             say(f"Starting {service} ...")

@@ -251,6 +251,7 @@ def up(**ports: Any) -> None:
     """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one."""
     from pydantic import ValidationError
 
+    from cluster.credentials import MLFLOW_USER, CredentialFiles
     from cluster.environment import export_lines
     from cluster.services import up as start
     from cluster.settings import ServiceSettings
@@ -260,9 +261,12 @@ def up(**ports: Any) -> None:
         settings = ServiceSettings(home=home(), **ports)
     except ValidationError as error:
         raise click.BadParameter(error.errors()[0]["msg"]) from error
-    start(settings, say)
-    say("\n`agmm` uses these services by itself. For boto3, mlflow and ray:\n")
-    click.echo("\n".join(export_lines(home())))
+    running = start(settings, say)
+    files = CredentialFiles(running.home)
+    say(f"\nMLflow's page asks for user {MLFLOW_USER} and the password in {files.mlflow_password}")
+    say(f"Ray's page asks for the token in {files.ray_token}")
+    say("`agmm` uses these services by itself. For boto3, mlflow and ray:\n")
+    click.echo("\n".join(export_lines(running.home)))
 
 
 @agmm.command()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agmm.loop import evaluate, means
 from agmm.metrics.cost import count_parameters
@@ -16,6 +15,7 @@ from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
 from pipelines.home import data_folder
 from pipelines.network import normalise
+from pipelines.progress import Progress
 from pipelines.registry import Model, load_model
 
 
@@ -46,5 +46,7 @@ def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[
 def _batches(model: Model, loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
-    for images, labels in tqdm(loader.epoch(0), total=loader.steps, unit="batch", desc="evaluate", mininterval=1):
-        yield normalise(images, model.card.data, device), labels.to(device)
+    with Progress(loader.samples, "evaluate", "image") as progress:
+        for images, labels in loader.epoch(0):
+            yield normalise(images, model.card.data, device), labels.to(device)
+            progress.advance(len(labels))

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import progress, tracking
+from pipelines import board, tracking
 from pipelines.config import RunConfig
 from pipelines.storage import open_store
 from pipelines.worker import Outside, World, run
@@ -24,7 +24,7 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
     outside = Outside(
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
         log=partial(tracking.log_metrics, client, job["run_id"]),
-        progress=partial(progress.send, job["queue"]),
+        progress=partial(board.send, job["queue"]),
         on_epoch=lambda metrics: ray.train.report(metrics),
     )
     return run(config, world, outside, Path(job["folder"]), job["code_version"])

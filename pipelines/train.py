@@ -9,8 +9,9 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agmm.loop import NotFinite
+from pipelines import board, registry, tracking
 from pipelines import checkpoint as checkpoints
-from pipelines import progress, registry, tracking
 from pipelines.config import RunConfig, config_differences, parse_config
 from pipelines.data.manifest import Manifest, ensure_verified
 from pipelines.errors import ServiceError, UserError
@@ -111,7 +112,7 @@ def _fit(config: RunConfig, run_id: str, folder: Path, manifest: Manifest, say: 
 
     from pipelines.ray_worker import ray_worker
 
-    with _ray(config, say), progress.board(_steps(config, manifest)) as queue:
+    with _ray(config, say), board.shown(_steps(config, manifest)) as queue:
         device = _device(config)
         trainer = TorchTrainer(
             ray_worker,
@@ -142,11 +143,19 @@ def _result_of(trainer: Any) -> dict[str, float]:
 
     try:
         result = trainer.fit()
+    except SystemExit as ended:  # how Ray Train answers Ctrl-C, after it has stopped the workers
+        raise KeyboardInterrupt from ended
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {})
-        causes = "\n".join(f"Rank {rank}: {failure}" for rank, failure in sorted(failures.items()))
-        raise ServiceError(f"Training failed. {causes or error}") from error
+        raise ServiceError(f"Training failed. {_cause(error)}") from error
     return result.return_value
+
+
+def _cause(error: Exception) -> str:
+    """What foreseen errors of workers say; for anything else Ray's report with the workers' tracebacks."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if failures and all(isinstance(failure, (NotFinite, UserError, ServiceError)) for failure in failures.values()):
+        return "\n".join(f"{type(failure).__name__}: {failure}" for _, failure in sorted(failures.items()))
+    return str(error)
 
 
 def _device(config: RunConfig) -> str:
@@ -172,7 +181,8 @@ def _steps(config: RunConfig, manifest: Manifest) -> int:
 @contextmanager
 def _ray(config: RunConfig, say: Say) -> Iterator[None]:
     """A connection to the Ray of RAY_ADDRESS, or a Ray of this run's own on this machine."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # how often Ray Train looks at its workers: a lost one is found, and a report passes, within this, not within 2 s
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     import ray
 
     needed = config.run.workers * config.run.cpus_per_worker

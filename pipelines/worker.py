@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from agmm.loop import evaluate, means, train_step
+from agmm.loop import NotFinite, evaluate, means, train_step
 from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
 from agmm.optim import learning_rate, make_sgd, set_learning_rate
 from pipelines import checkpoint as checkpoints
@@ -179,15 +179,21 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
     optim, data = plan.config.optim, plan.config.data
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
-    return train_step(
-        state.model,
-        state.optimizer,
-        normalise(images, data, plan.world.device),
-        labels.to(plan.world.device),
-        precision=plan.config.run.precision,
-        label_smoothing=optim.label_smoothing,
-        loss_weight=len(labels) * plan.world.size / data.batch_size,
-    )
+    try:
+        return train_step(
+            state.model,
+            state.optimizer,
+            normalise(images, data, plan.world.device),
+            labels.to(plan.world.device),
+            precision=plan.config.run.precision,
+            label_smoothing=optim.label_smoothing,
+            loss_weight=len(labels) * plan.world.size / data.batch_size,
+        )
+    except NotFinite as error:
+        where = f"at step {state.position.step + 1} on rank {plan.world.rank}"
+        raise NotFinite(
+            f"{error} {where}; the weights were not changed. Lower optim.lr, or look at the data."
+        ) from error
 
 
 def _rate(plan: Plan, step: int) -> float:

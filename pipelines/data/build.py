@@ -30,9 +30,9 @@ from pipelines.data.manifest import (
     file_digest,
     write_manifest,
 )
-from pipelines.data.progress import Progress
 from pipelines.data.sources import SPLITS, Sample, Source
 from pipelines.errors import ServiceError, UserError
+from pipelines.progress import Progress
 
 OnError = Literal["fail", "skip"]
 

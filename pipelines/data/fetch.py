@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.packed_files import FASHION_CLASSES
-from pipelines.data.progress import Progress
 from pipelines.errors import ServiceError, UserError
+from pipelines.progress import Progress
 
 Say = Callable[[str], None]
 

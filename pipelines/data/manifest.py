@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.data.beton import BetonReader
-from pipelines.data.progress import Progress
 from pipelines.data.sources import SPLITS
 from pipelines.errors import UserError
+from pipelines.progress import Progress
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -103,6 +103,17 @@ def test_boto3_needs_only_the_environment(client: Services) -> None:
     s3.close()
 
 
+def test_the_key_opens_one_bucket_only(client: Services) -> None:
+    s3 = boto3.session.Session().client("s3")
+    for attempt in (
+        lambda: s3.create_bucket(Bucket="another"),
+        lambda: s3.put_object(Bucket="another", Key="thing", Body=b"x"),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            attempt()
+    s3.close()
+
+
 @pytest.mark.parametrize("key", ["wrong key", "wrong secret"])
 def test_s3_refuses_others(client: Services, key: str) -> None:
     known = known_secrets(client)

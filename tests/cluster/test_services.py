@@ -263,19 +263,19 @@ def test_the_marker_finds_those_who_lost_their_parent(tmp_path: Path) -> None:
 
 def test_secrets_outlive_a_restart(tmp_path: Path) -> None:
     service_dir(tmp_path).mkdir(parents=True)
-    first = load_or_create(tmp_path)
-    assert load_or_create(tmp_path) == first
+    first = load_or_create(tmp_path, "agmm")
+    assert load_or_create(tmp_path, "agmm") == first
     files = CredentialFiles(tmp_path)
     files.mlflow_users.write_text("whoever the old password let in")
     files.secrets.unlink()
-    assert load_or_create(tmp_path) != first
+    assert load_or_create(tmp_path, "agmm") != first
     assert not files.mlflow_users.exists()
 
 
 def test_shell_lines_are_quoted_and_print_no_secret(tmp_path: Path) -> None:
     home = tmp_path / "it's a home"
     _record(home, (os.getpid(), psutil.Process().create_time()))
-    known = load_or_create(home)
+    known = load_or_create(home, "agmm")
     lines = services.export_lines(home)
     script = "\n".join([*lines, 'printf "%s\\n" "$AGMM_HOME" "$MLFLOW_TRACKING_PASSWORD" "${AWS_PROFILE-unset}"'])
     environment = {**os.environ, "AWS_PROFILE": "mine"}
@@ -288,7 +288,7 @@ def test_shell_lines_are_quoted_and_print_no_secret(tmp_path: Path) -> None:
 def test_activate_replaces_a_users_own_account(tmp_path: Path) -> None:
     home = tmp_path / "home"
     running = _record(home, (os.getpid(), psutil.Process().create_time()))
-    load_or_create(home)
+    load_or_create(home, "agmm")
     environ = {"AWS_ACCESS_KEY_ID": "mine", "OTHER": "kept"}
     assert services.activate(home, environ)
     assert environ == {"OTHER": "kept", **client_environment(running)}
