@@ -110,7 +110,9 @@ def register(client: MlflowClient, card: ModelCard, tensors: dict[str, Tensor], 
 
     size = card.data.resolution
     with tempfile.TemporaryDirectory(prefix="agmm-model-") as scratch, explained(str(client.tracking_uri)):
-        write_model(Path(scratch), tensors, card)
+        folder = Path(scratch) / "model"  # its name is part of the artifact
+        folder.mkdir()
+        write_model(folder, tensors, card)
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3))]),
             outputs=Schema([TensorSpec(np.dtype("float32"), (-1, card.model.num_classes))]),
@@ -119,7 +121,7 @@ def register(client: MlflowClient, card: ModelCard, tensors: dict[str, Tensor], 
             info = mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="pipelines.pyfunc",
-                data_path=scratch,
+                data_path=str(folder),
                 signature=signature,
                 input_example=np.zeros((1, size, size, 3), dtype=np.uint8),
                 pip_requirements=["agmm"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,8 @@ def _silent(_: str) -> None:
 
 
 def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path) -> Plan:
-    say = outside.say if world.rank == 0 else _silent
-    train, val = (
-        open_loader(folder, split, data=config.data, seed=config.seed, rank=world.rank, world=world.size, say=say)
-        for split in ("train", "val")
-    )
+    open_split = partial(open_loader, folder, data=config.data, seed=config.seed, rank=world.rank, world=world.size)
+    train, val = open_split("train", say=outside.say if world.rank == 0 else _silent), open_split("val")
     return Plan(config, world, outside, train, val)
 
 

@@ -192,7 +192,7 @@ def _choose(wanted: str, say: Say) -> str:
         return "ffcv"
     if wanted == "ffcv":
         raise UserError(f"data.loader=ffcv, but FFCV does not import ({reason}). {_INSTALL}; or set data.loader=torch.")
-    say(f"FFCV does not import ({reason}): loading through torch, same images, slower.")
+    say(f"FFCV does not import ({reason}): loading through torch, same images, slower. {_INSTALL}.")
     return "torch"
 
 
