@@ -2,11 +2,14 @@ import agmm as agmm  # noqa: I001, before any `import timm`: see agmm.compat
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.config import parse_config
 from pipelines.data.build import build
 from pipelines.data.sources import open_source
+
+torch.set_num_threads(1)  # tiny networks: threads that wait for each other cost more than they give
 
 
 def make_image_folder(root, *, train=48, val=21, size=16):

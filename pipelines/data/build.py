@@ -30,7 +30,7 @@ from pipelines.data.manifest import (
     file_digest,
     write_manifest,
 )
-from pipelines.data.sources import SPLITS, Sample, Source
+from pipelines.data.samples import SPLITS, Sample, Source
 from pipelines.errors import ServiceError, UserError
 from pipelines.progress import Progress
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import overload
 
-from pipelines.data.sources import Sample, Source
+from pipelines.data.samples import Sample, Source
 from pipelines.errors import UserError
 
 # What desktops and archives leave behind; names with a leading dot are ignored as well.

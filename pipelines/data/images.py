@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipelines.data.beton import JPG, LARGEST_IMAGE, LARGEST_SIDE, RAW
-from pipelines.data.sources import Payload
+from pipelines.data.samples import Payload
 
 _JPEG_QUALITY = 95
 _JPEG_FORMATS = ("JPEG", "MPO")

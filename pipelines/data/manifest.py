@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.data.beton import BetonReader
-from pipelines.data.sources import SPLITS
+from pipelines.data.samples import SPLITS
 from pipelines.errors import UserError
 from pipelines.progress import Progress
 

@@ -1,42 +1,14 @@
-"""What a data set looks like before it is built: named classes and two sequences of labelled images.
+"""Finds out what kind of data set lies at a path.
 
 `open_source` recognises a folder of images (see `folders.py`), CIFAR's binary files and idx files (`packed_files.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from pipelines.data.samples import Source
 from pipelines.errors import UserError
-
-SPLITS = ("train", "val")
-
-Payload = bytes | npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled image. `load` gives a file's bytes, or RGB pixels uint8 [height, width, 3]; it may raise OSError."""
-
-    label: int
-    name: str
-    load: Callable[[], Payload]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as it came: `splits` has "train" and "val"; labels index `classes`."""
-
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    splits: Mapping[str, Sequence[Sample]]
-    bytes_estimate: int
 
 
 def source_home(home: Path) -> Path:

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -63,6 +64,12 @@ def test_a_bug_stays_loud(monkeypatch):
     monkeypatch.setattr("pipelines.config.load_recipe", broken)
     with pytest.raises(KeyError):
         cli.main(["train", "fashion_mnist_resnet18"])
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.config.load_recipe", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert _run("train", "fashion_mnist_resnet18") == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_recipes_show_and_schema(capsys):

@@ -15,7 +15,8 @@ from pipelines.data.beton import BetonReader, BetonWriter
 from pipelines.data.build import build
 from pipelines.data.images import BrokenImage, prepare, strict_decoding
 from pipelines.data.manifest import MANIFEST, load_manifest
-from pipelines.data.sources import Sample, Source, open_source
+from pipelines.data.samples import Sample, Source
+from pipelines.data.sources import open_source
 from pipelines.errors import ServiceError, UserError
 
 

@@ -1,0 +1,71 @@
+"""The command line: one program, `agmm`.
+
+Every command imports its work when it is called, so that `agmm --help` answers at once. Results go to stdout, all else
+to stderr. Exit code 0; 2 for a user's mistake; 1 for a failure; 130 for Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from pipelines.cli import data, models, runs, services
+from pipelines.cli.output import say
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="agmm")
+def agmm() -> None:
+    """Train, track and ship binary spiking neural networks: 1-bit weights, 0/1 spikes."""
+
+
+for _command in (
+    services.up,
+    services.down,
+    services.status,
+    data.data,
+    runs.recipes,
+    runs.train,
+    runs.evaluate,
+    models.models,
+    services.submit,
+    services.jobs,
+):
+    agmm.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = agmm.main(args=arguments, prog_name="agmm", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted")
+        code = 130
+    except Exception as error:  # noqa: BLE001, the last resort: what was not foreseen is raised again
+        code = _expected(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does: what is half written goes, a run is marked as killed."""
+    raise KeyboardInterrupt
+
+
+def _expected(error: Exception) -> int:
+    """Print the text of an error that was foreseen and give its exit code; anything else is a bug and stays loud."""
+    from cluster import errors as cluster_errors
+    from pipelines import errors
+
+    if isinstance(
+        error, (errors.UserError, errors.ServiceError, cluster_errors.UserError, cluster_errors.ServiceError)
+    ):
+        say(f"Error: {error}")
+        return error.exit_code
+    raise error

@@ -1,0 +1,37 @@
+"""What commands share: where their words go, and the options that many have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
+SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal."""
+    click.echo(line, err=True)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result on stdout: aligned lines, or one JSON object."""
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    width = max(len(key) for key in result)
+    for key, value in result.items():
+        click.echo(f"{key:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def table(rows: list[dict[str, Any]], empty: str) -> None:
+    """Print rows of equal keys in columns, or the line `empty`."""
+    if not rows:
+        click.echo(empty)
+        return
+    cells = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    for row in cells:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

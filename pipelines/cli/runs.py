@@ -1,0 +1,72 @@
+"""Train, evaluate, and the recipes."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pipelines.cli.output import JSON, SET, say, show, table
+from pipelines.cli.services import use_services
+
+
+@click.command()
+@click.argument("recipe")
+@SET
+@click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this recipe.")
+@JSON
+def train(recipe: str, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
+    """Train RECIPE, a name or the path of a YAML file: Ray Train, FFCV, MLflow, checkpoints."""
+    from pipelines.config import load_recipe
+
+    config = load_recipe(recipe, overrides)
+    use_services()
+    from pipelines.driver import train as train_run
+
+    show(train_run(config, resume=resume, say=say), as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
+@JSON
+def evaluate(model: str, data_uri: str | None, as_json: bool) -> None:
+    """Exact validation of MODEL: models:/name@alias, runs:/id/model, a checkpoint's address or a model's folder."""
+    use_services()
+    from pipelines.evaluate import evaluate_model
+    from pipelines.home import default_tracking_uri
+
+    show(evaluate_model(model, data_uri, default_tracking_uri(), say), as_json)
+
+
+@click.group()
+def recipes() -> None:
+    """The recipes that come with the package."""
+
+
+@recipes.command("list")
+def recipes_list() -> None:
+    """Names and first lines."""
+    from pipelines.config import recipe_names, recipe_text
+
+    table([{"name": name, "what": recipe_text(name).splitlines()[0].lstrip("# ")} for name in recipe_names()], "none")
+
+
+@recipes.command("show")
+@click.argument("recipe")
+@SET
+def recipesshow(recipe: str, overrides: tuple[str, ...]) -> None:
+    """RECIPE as a run would use it, every default filled in."""
+    import yaml
+
+    from pipelines.config import load_recipe
+
+    click.echo(yaml.safe_dump(load_recipe(recipe, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@recipes.command("schema")
+def recipes_schema() -> None:
+    """The JSON schema of a recipe, for editors."""
+    from pipelines.config import RunConfig
+
+    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))

@@ -1,0 +1,120 @@
+"""The composition root: the commands, and the only module, that know `cluster` beside `pipelines`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from pipelines.cli.output import say, table
+
+
+def use_services() -> None:
+    """Point boto3, MLflow and Ray at the services of `agmm up`, unless the user has chosen others."""
+    if "AGMM_STORE" in os.environ or "MLFLOW_TRACKING_URI" in os.environ:
+        return
+    from cluster.environment import activate
+    from pipelines.home import home
+
+    activate(home())
+
+
+@click.command()
+@click.option("--s3-port", type=int, default=8333, show_default=True)
+@click.option("--mlflow-port", type=int, default=5000, show_default=True)
+@click.option("--dashboard-port", type=int, default=8265, show_default=True)
+@click.option("--ray-port", type=int, default=6379, show_default=True)
+def up(**ports: Any) -> None:
+    """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one."""
+    from pydantic import ValidationError
+
+    from cluster.credentials import MLFLOW_USER, CredentialFiles
+    from cluster.environment import export_lines
+    from cluster.services import up as start
+    from cluster.settings import ServiceSettings
+    from pipelines.home import home
+
+    try:
+        settings = ServiceSettings(home=home(), **ports)
+    except ValidationError as error:
+        raise click.BadParameter(error.errors()[0]["msg"]) from error
+    running = start(settings, say)
+    files = CredentialFiles(running.home)
+    say(f"\nMLflow's page asks for user {MLFLOW_USER} and the password in {files.mlflow_password}")
+    say(f"Ray's page asks for the token in {files.ray_token}")
+    say("`agmm` uses these services by itself. For boto3, mlflow and ray:\n")
+    click.echo("\n".join(export_lines(running.home)))
+
+
+@click.command()
+def down() -> None:
+    """Stop what `agmm up` started, jobs included."""
+    from cluster.services import down as stop
+    from pipelines.home import home
+
+    stop(home(), say)
+
+
+@click.command()
+@click.option("--exports", is_flag=True, help='Only the lines to export: eval "$(agmm status --exports)".')
+def status(exports: bool) -> None:
+    """Ask each service whether it works. Exit code 1 if one does not."""
+    from cluster.environment import export_lines
+    from cluster.services import status as ask
+    from pipelines.home import home
+
+    if exports:
+        click.echo("\n".join(export_lines(home())))
+        return
+    found = ask(home())
+    table([service.model_dump() for service in found], "nothing is running: `agmm up` starts the services")
+    if any(service.state != "running" for service in found):
+        sys.exit(1)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--address", metavar="URL", help="Job server; default RAY_API_SERVER_ADDRESS or that of `agmm up`.")
+@click.option("--detach", is_flag=True, help="Do not wait for the job.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address: str | None, detach: bool, command: tuple[str, ...]) -> int:
+    """Run COMMAND as a Ray job and follow its log: agmm submit -- agmm train RECIPE. The exit code is the job's."""
+    use_services()
+    from cluster.job import submit as submit_job
+
+    return submit_job(command, address=address, follow=not detach, say=say)
+
+
+@click.group()
+def jobs() -> None:
+    """The jobs of the Ray head."""
+
+
+@jobs.command("list")
+def jobs_list() -> None:
+    """All jobs, newest first."""
+    use_services()
+    from cluster.job import jobs_list as ask
+
+    table([job._asdict() for job in ask()], "no jobs")
+
+
+@jobs.command("logs")
+@click.argument("job")
+def jobs_logs(job: str) -> None:
+    """The whole log of JOB, so far."""
+    use_services()
+    from cluster.job import job_logs
+
+    click.echo(job_logs(job), nl=False)
+
+
+@jobs.command("stop")
+@click.argument("job")
+def jobs_stop(job: str) -> None:
+    """Ask JOB to end."""
+    use_services()
+    from cluster.job import job_stop
+
+    click.echo("stopping" if job_stop(job) else "it had ended already")
