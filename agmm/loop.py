@@ -1,5 +1,6 @@
 """One training step and one evaluation: pure torch, no service. Axes: T time steps, B batch, K classes."""
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
@@ -48,7 +49,7 @@ def train_step(
         logits_TBK = model(images_BCHW)
     loss = mean_step_cross_entropy(logits_TBK, target_B, label_smoothing=label_smoothing)
     value = loss.item()
-    if not torch.isfinite(loss):
+    if not math.isfinite(value):
         raise NotFinite(f"the loss is {value}")
     (loss * loss_weight).backward()
     optimizer.step()

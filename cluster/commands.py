@@ -27,7 +27,7 @@ def require_installed() -> None:
     if missing:
         raise UserError(
             f"The local services need packages that are not installed: {', '.join(sorted(missing))}. "
-            "Install them with: pip install 'agmm[service]'."
+            "Install them with: pip install '.[service]' in a checkout."
         )
 
 

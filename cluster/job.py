@@ -98,18 +98,22 @@ def _client(address: str | None) -> Iterator[JobSubmissionClient]:
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         with _environment_address(url):
-            client = JobSubmissionClient(url, headers=_authorization())
+            client = JobSubmissionClient(url, headers=_authorization(url))
         yield client
     except AuthenticationError as error:
         raise UserError(
             f"The Ray head at {url} refused the token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file "
             "with its token. For a head that `agmm up` started, use the same AGMM_HOME."
         ) from error
+    except BrokenPipeError:
+        raise  # whoever read our output has left; the head is well
     except ConnectionError as error:
         raise _no_head(url, error) from error
     except RuntimeError as error:
         if "does not exist" in str(error):
-            raise UserError(f"The Ray head at {url} knows no such job. `agmm jobs` lists those it knows.") from error
+            raise UserError(
+                f"The Ray head at {url} knows no such job. `agmm jobs list` shows those it knows."
+            ) from error
         raise ServiceError(f"The Ray head at {url} refused: {error}") from error
 
 
@@ -126,8 +130,13 @@ def _url(address: str | None) -> str:
     return url.rstrip("/")
 
 
-def _authorization() -> dict[str, str]:
-    """Read the token as Ray would, at this moment: Ray looks once, when a process first imports it."""
+def _authorization(url: str) -> dict[str, str]:
+    """Read the token as Ray would, at this moment: Ray looks once, when a process first imports it.
+
+    It goes to the head that the environment names, and to no other: `--address` may name a stranger's.
+    """
+    if url != _url(os.environ.get(_ADDRESS, url)):
+        return {}
     token = os.environ.get("RAY_AUTH_TOKEN")
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not token and path:

@@ -125,7 +125,7 @@ def load_services(home: Path) -> Services | None:
     path = state_file(home)
     try:
         return Services.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(

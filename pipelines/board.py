@@ -1,15 +1,19 @@
-"""Progress from the workers to the terminal that started them: a bar on a terminal, plain lines elsewhere.
+"""What workers tell the driver, shown on its terminal: a bar on a terminal, plain lines elsewhere.
 
-Workers drop small dictionaries into a Ray queue; a thread of the driver draws them. Progress never hurts a run: what
-cannot be delivered is dropped.
+Workers drop small dictionaries into a Ray queue; a thread of the driver draws them. An item is progress (see
+`describe`), `{"say": line}`, or `{"failed": reason}`, which interrupts the driver: a restart would fail again. Telling
+never hurts a run: what cannot be delivered is dropped.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -18,6 +22,17 @@ from tqdm import tqdm
 from pipelines.progress import clock
 
 Item = Mapping[str, Any]
+
+# tqdm's own rate and ETA would count Ray's start; the workers know better
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
+
+
+@dataclass
+class Board:
+    """The queue that workers write to, and why the run has failed, if a worker said so."""
+
+    queue: Any = None
+    failure: str = ""
 
 
 def send(queue: Any, item: Item) -> None:
@@ -30,35 +45,40 @@ def send(queue: Any, item: Item) -> None:
 
 
 @contextmanager
-def shown(total: int) -> Iterator[Any]:
-    """A queue for workers whose items are drawn on stderr while the context lasts; `total` optimiser steps."""
+def shown(watched: Board, total: int) -> Iterator[None]:
+    """Give the board a queue and draw what comes on stderr while the context lasts; `total` optimiser steps."""
     from ray.util.queue import Queue
 
-    queue = Queue(maxsize=1000, actor_options={"num_cpus": 0})
+    watched.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0})
     done = threading.Event()
-    thread = threading.Thread(target=_draw_all, args=(queue, done, total), daemon=True)
+    thread = threading.Thread(target=_draw_all, args=(watched, done, total), daemon=True)
     thread.start()
     try:
-        yield queue
+        yield
     finally:
         done.set()
         thread.join(timeout=10)
-        queue.shutdown(force=True)
 
 
-def _draw_all(queue: Any, done: threading.Event, total: int) -> None:
+def _draw_all(watched: Board, done: threading.Event, total: int) -> None:
     from ray.exceptions import RayError
     from ray.util.queue import Empty
 
     with _canvas(total) as draw:
         while True:
             try:
-                draw(queue.get(timeout=0.5))
+                item = watched.queue.get(timeout=0.5)
             except Empty:
                 if done.is_set():
                     return
+                continue
             except RayError:
                 return
+            if "failed" not in item:
+                draw(item)
+            elif not watched.failure:
+                watched.failure = item["failed"]
+                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Ray Train stops the workers
 
 
 @contextmanager
@@ -66,7 +86,7 @@ def _canvas(total: int) -> Iterator[Callable[[Item], None]]:
     if not sys.stderr.isatty():
         yield lambda item: click.echo(item.get("say") or describe(item), err=True)
         return
-    with tqdm(total=total, unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
+    with tqdm(total=total, bar_format=_BAR, desc="workers start", dynamic_ncols=True, file=sys.stderr) as bar:
         yield lambda item: _advance(bar, item)
 
 
@@ -74,8 +94,9 @@ def _advance(bar: tqdm[Any], item: Item) -> None:
     if "say" in item:
         bar.write(item["say"], file=sys.stderr)
         return
-    bar.set_description(f"epoch {item['epoch']}/{item['epochs']}", refresh=False)
-    bar.set_postfix_str(f"loss {item['loss']:.3f}, {item['images_per_second']:.0f} images/s", refresh=False)
+    bar.set_description_str(f"epoch {item['epoch']}/{item['epochs']}", refresh=False)
+    figures = f"loss {item['loss']:.3f} {item['images_per_second']:.0f} images/s ETA {clock(item['eta'])}"
+    bar.set_postfix_str(figures, refresh=False)
     bar.update(item["step"] - bar.n)
 
 

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from pipelines.errors import ServiceError
 from pipelines.storage import Store
 
+_FORMAT = 1
 _PARTS = ("model", "optimizer", "signs")
 _MARKER, _MANIFEST, _STATE = "COMMITTED", "manifest.json", "state.json"
 
@@ -110,8 +111,12 @@ def load_newest(store: Store, say: Callable[[str], None]) -> Checkpoint | None:
 
 
 def prune(store: Store, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints, each marker first."""
-    for name in committed(store)[:-keep]:
+    """Delete all but the newest `keep` committed checkpoints, each marker first, and what older uploads left behind."""
+    kept = committed(store)[-keep:]
+    if not kept:
+        return
+    old = {key.split("/")[0] for key in store.keys("step-")} - set(kept)
+    for name in sorted(name for name in old if name < kept[-1]):
         store.delete([f"{name}/{_MARKER}"])
         store.delete(store.keys(f"{name}/"))
 
@@ -127,7 +132,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         "code_version": checkpoint.code_version,
     }
     (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-    manifest = json.dumps({"format": 1, "sha256": _hashed(folder)}, indent=1, sort_keys=True).encode()
+    manifest = json.dumps({"format": _FORMAT, "sha256": _hashed(folder)}, indent=1, sort_keys=True).encode()
     (folder / _MANIFEST).write_bytes(manifest)
     (folder / _MARKER).write_text(hashlib.sha256(manifest).hexdigest())
 
@@ -136,7 +141,13 @@ def _fetch_verified(store: Store, name: str, folder: Path) -> None:
     manifest = store.read(f"{name}/{_MANIFEST}")
     if hashlib.sha256(manifest).hexdigest() != store.read(f"{name}/{_MARKER}").decode(errors="replace"):
         raise ServiceError(f"{store.uri}/{name}/{_MANIFEST} does not have the hash that was committed.")
-    for file, digest in json.loads(manifest)["sha256"].items():
+    described = json.loads(manifest)
+    if described["format"] != _FORMAT:
+        raise ServiceError(
+            f"{store.uri}/{name} has format {described['format']}; this version reads {_FORMAT}. "
+            "Use the version that wrote it."
+        )
+    for file, digest in described["sha256"].items():
         if Path(file).name != file:
             raise ServiceError(f"{store.uri}/{name}/{_MANIFEST} names a file outside its folder: {file!r}.")
         store.get(f"{name}/{file}", folder / file)

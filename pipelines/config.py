@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import UserError
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_Means = tuple[_Share, _Share, _Share]
+_Deviations = tuple[_Positive, _Positive, _Positive]
 
 
 class _Section(BaseModel):
@@ -49,8 +55,8 @@ class DataConfig(_Section):
     batch_size: int = Field(128, ge=1, description="images in a global batch, whatever the number of workers")
     loader: Literal["auto", "ffcv", "torch"] = Field("auto", description="auto: FFCV where it is installed")
     threads: int = Field(1, ge=1, description="loader threads (FFCV) or processes (torch) of each worker")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="channel means, of 0..1")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="channel deviations, of 0..1")
+    mean: _Means = Field((0.485, 0.456, 0.406), description="channel means, of 0..1")
+    std: _Deviations = Field((0.229, 0.224, 0.225), description="channel deviations, of 0..1")
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -66,7 +72,9 @@ class NeuronConfig(_Section):
 class GateConfig(_Section):
     """The AGMM gate, Eq. 11-16, and the controls that tell what it does."""
 
-    kind: Literal["agmm", "constant", "forward_only", "backward_only", "none"] = "agmm"
+    kind: Literal["agmm", "constant", "forward_only", "backward_only", "none"] = Field(
+        "agmm", description="the method's gate, or a control that tells what the gate does"
+    )
     scope: Literal["sample", "channel"] = Field("sample", description="what one gate value covers")
 
 
@@ -74,11 +82,15 @@ class ModelConfig(_Section):
     """The network."""
 
     arch: str = Field("agmm_resnet18", description="name in timm's registry")
-    num_classes: int = Field(1000, ge=2)
-    width: int | None = Field(None, ge=1, description="channels of the first stage; default the published network's")
+    num_classes: int = Field(1000, ge=2, description="must be what the data has")
+    width: int | None = Field(
+        None, ge=1, le=4096, description="channels of the first stage; default the published network's"
+    )
     stem: Literal["imagenet", "cifar"] | None = Field(None, description="7x7/2 and max-pool, or 3x3/1")
-    time_steps: int = Field(4, ge=1, description="T")
-    method: Literal["agmm", "vanilla", "full_precision"] = "agmm"
+    time_steps: int = Field(4, ge=1, le=1024, description="T")
+    method: Literal["agmm", "vanilla", "full_precision"] = Field(
+        "agmm", description="binary with the gate, binary without, or full-precision weights"
+    )
     neuron: NeuronConfig = NeuronConfig()
     gate: GateConfig = GateConfig()
 
@@ -87,12 +99,12 @@ class OptimConfig(_Section):
     """Stochastic gradient descent on the latent weights."""
 
     lr: float = Field(0.1, gt=0, description="at the peak")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of stochastic gradient descent")
     weight_decay: float = Field(1e-4, ge=0, description="of convolution and linear weights only")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine: to 0 at the end")
     warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    epochs: int = Field(300, ge=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
+    epochs: int = Field(300, ge=1, description="passes over the training images")
     max_steps: int | None = Field(None, ge=1, description="end after so many steps, the schedule included")
 
 
@@ -100,8 +112,8 @@ class ExecutionConfig(_Section):
     """Where and how the run executes."""
 
     workers: int = Field(1, ge=1, description="processes, one device each")
-    cpus_per_worker: int = Field(1, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: int = Field(1, ge=1, description="cores that a worker computes with")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where Ray has any")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; state and weights stay fp32")
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="refuse operations that are not reproducible")
@@ -121,15 +133,17 @@ class TrackingConfig(_Section):
     """MLflow."""
 
     uri: str | None = Field(None, description="default MLFLOW_TRACKING_URI, else SQLite in <home>")
-    experiment: str = "agmm"
-    register_as: str | None = Field(None, description="registered model's name; none: the model is only logged")
+    experiment: str = Field("agmm", min_length=1, description="name in MLflow")
+    register_as: str | None = Field(
+        None, pattern=_NAME, description="registered model's name; none: the model is only logged"
+    )
 
 
 class RunConfig(_Section):
     """A whole run."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0, lt=2**32)
+    name: str = Field(pattern=_NAME, description="letters, digits, dots, dashes, underscores; names the run")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
@@ -146,6 +160,13 @@ class RunConfig(_Section):
             )
         return self
 
+    def total_steps(self, train_images: int) -> int:
+        """Optimiser steps of the whole run, on so many training images."""
+        steps = self.optim.epochs * (train_images // self.data.batch_size)
+        return min(steps, self.optim.max_steps or steps)
+
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
 
 # Fields that say where a run executes, not what it computes: a resume may change them.
 FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "data.uri", "data.loader", "data.threads"})
@@ -177,7 +198,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> RunConfig:
     """Recipe plus `a.b=c` overrides as a checked tree. Raises UserError for whatever is wrong with either."""
     try:
         tree = yaml.safe_load(recipe_text(name_or_path))
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"Recipe {name_or_path} must be a mapping of {', '.join(RunConfig.model_fields)}.")
@@ -225,7 +246,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {key}: {section!r} is a value, not a section.")
     try:
         tree[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
 
 
@@ -237,7 +258,7 @@ def _explain(item: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{where}: required, and missing."
     came = "" if isinstance(item["input"], Mapping | BaseModel) else f" Got {item['input']!r}."
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}.{came}".replace("..", ".")
+    return f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{came}"
 
 
 def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:

@@ -32,21 +32,28 @@ def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[
     folder = data_folder(data_uri or data.uri, data.dataset)
     ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
     loader = open_loader(folder, "val", data=data, seed=0, say=say)
+    clock: list[tuple[float, int]] = []
     try:
-        started = time.perf_counter()
-        result = means(evaluate(model.network, _batches(model, loader)))
-        seconds = time.perf_counter() - started
+        result = means(evaluate(model.network, _batches(model, loader, clock)))
     finally:
         loader.close()
     size = count_parameters(model.network).megabytes
-    about = {"model": uri, "run_id": model.card.run_id, "checkpoint": None, "size_mb": size, "data": str(folder)}
-    return about | result | {"images_per_second": result["count"] / seconds}
+    about = {"model": uri, "run_id": model.card.run_id, "checkpoint": model.checkpoint, "size_mb": size}
+    return about | {"data": str(folder)} | result | {"images_per_second": _speed(clock)}
 
 
-def _batches(model: Model, loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def _speed(clock: list[tuple[float, int]]) -> float | None:
+    """Images a second after the first batch, which waits for the loader to be compiled; None for a single batch."""
+    (started, _), (ended, _) = clock[0], clock[-1]
+    return sum(images for _, images in clock[1:]) / (ended - started) if len(clock) > 1 else None
+
+
+def _batches(model: Model, loader: BatchLoader, clock: list[tuple[float, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised batches; `clock` gets the time at which each was done, and its images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
     with Progress(loader.samples, "evaluate", "image") as progress:
         for images, labels in loader.epoch(0):
             yield normalise(images, model.card.data, device), labels.to(device)
             progress.advance(len(labels))
+            clock.append((time.perf_counter(), len(labels)))

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from pipelines.errors import UserError
+
 
 def home() -> Path:
     """The folder below which everything local lives, absolute."""
@@ -16,6 +18,8 @@ def default_store() -> str:
 
 def data_folder(uri: str | None, dataset: str) -> Path:
     """The folder of a built data set: `uri`, or the home's own place for it."""
+    if uri and "://" in uri:
+        raise UserError(f"data.uri must be a folder of this machine, got {uri!r}. Copy the data set there first.")
     return Path(uri).absolute() if uri else home() / "data" / dataset
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
+
+Say = Callable[[str], None]  # tell the person who watches
 
 
 class Progress:

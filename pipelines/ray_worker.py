@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from agmm.loop import NotFinite
 from pipelines import board, tracking
 from pipelines.config import RunConfig
+from pipelines.errors import ServiceError, UserError
 from pipelines.storage import open_store
 from pipelines.worker import Outside, World, run
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 
 def ray_worker(job: dict[str, Any]) -> dict[str, float]:
-    """Train one rank of a run. `job`: config, run_id, folder, code_version, and the queue for progress."""
+    """Train one rank of a run. `job`: config, run_id, folder, code_version, and the board's queue.
+
+    A foreseen failure, which a restart would meet again, ends the run through the board. Anything else is said, and
+    Ray Train restarts the workers.
+    """
+    tell = partial(board.send, job["queue"])
+    try:
+        return _train(job, tell)
+    except (NotFinite, UserError, ServiceError) as error:
+        tell({"failed": f"{type(error).__name__}: {error}"})
+        raise
+    except Exception as error:
+        tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {error!r}"[:500]})
+        raise
+
+
+def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     import ray.train
     from ray.train.torch import get_device
 
     config = RunConfig.model_validate(job["config"])
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     client = tracking.connect(str(config.tracking.uri)) if world.rank == 0 else None
     outside = Outside(
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
-        log=partial(tracking.log_metrics, client, job["run_id"]),
-        progress=partial(board.send, job["queue"]),
+        log=partial(_log, client, job["run_id"], tell),
+        progress=tell,
         on_epoch=lambda metrics: ray.train.report(metrics),
     )
     return run(config, world, outside, Path(job["folder"]), job["code_version"])
+
+
+def _log(client: MlflowClient, run_id: str, tell: Any, row: dict[str, float], step: int) -> None:
+    """Log a row; a tracking server that fails costs the row, not the run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracking.log_metrics(client, run_id, row, step)
+    except MlflowException as error:
+        tell({"say": f"MLflow did not take the metrics of step {step}: {error}"[:500]})

@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Model:
     network: nn.Module
     card: ModelCard
     uri: str
+    checkpoint: str | None = None  # the checkpoint's address, where it came from one
 
 
 def write_model(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
@@ -124,31 +126,36 @@ def register(client: MlflowClient, card: ModelCard, tensors: dict[str, Tensor], 
                 data_path=str(folder),
                 signature=signature,
                 input_example=np.zeros((1, size, size, 3), dtype=np.uint8),
-                pip_requirements=["agmm"],
+                pip_requirements=_requirements(),
                 registered_model_name=name,
                 metadata={"card": card.model_dump(mode="json")},
             )
     return f"models:/{name}/{info.registered_model_version}" if name else info.model_uri
 
 
+def _requirements() -> list[str]:
+    """What a model needs beside this package, which no index is asked for."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "timm", "safetensors", "pydantic")]
+
+
 def versions(client: MlflowClient) -> list[dict[str, Any]]:
     """All registered versions, newest first: name, version, aliases, run and top-1 accuracy of their run."""
     rows = []
-    for version in sorted(client.search_model_versions(), key=lambda v: (v.name, -int(v.version))):
-        aliases = client.get_registered_model(version.name).aliases
+    for found in sorted(client.search_model_versions(), key=lambda v: (v.name, -int(v.version))):
+        aliases = client.get_registered_model(found.name).aliases
         rows.append(
             {
-                "name": version.name,
-                "version": int(version.version),
-                "aliases": sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)),
-                "run_id": version.run_id,
-                "top1": _run_metric(client, version.run_id, "val/top1"),
+                "name": found.name,
+                "version": int(found.version),
+                "aliases": sorted(alias for alias, number in aliases.items() if str(number) == str(found.version)),
+                "run_id": found.run_id,
+                "top1": _run_metric(client, found.run_id, "val/top1"),
             }
         )
     return rows
 
 
-def promote(client: MlflowClient, name: str, alias: str, version: int | None, say: Callable[[str], None]) -> str:
+def promote(client: MlflowClient, name: str, alias: str, number: int | None, say: Callable[[str], None]) -> str:
     """Point an alias at a version (default the newest) that downloads, verifies and builds; returns its address.
 
     Raises UserError for an unknown model or version, or one that is damaged; the alias is then unmoved.
@@ -157,7 +164,7 @@ def promote(client: MlflowClient, name: str, alias: str, version: int | None, sa
     if not known:
         names = sorted(model.name for model in client.search_registered_models())
         raise UserError(f"Unknown model {name!r}. Known: {', '.join(names) or 'none yet'}. See `agmm models list`.")
-    chosen = max(known) if version is None else version
+    chosen = max(known) if number is None else number
     if chosen not in known:
         raise UserError(f"{name} has no version {chosen}. Known: {', '.join(map(str, sorted(known)))}.")
     load_model(f"models:/{name}/{chosen}", str(client.tracking_uri))
@@ -190,8 +197,9 @@ def _from_checkpoint(uri: str) -> Model:
         )
     found = checkpoints.load(store, name or known[-1])
     config = RunConfig.model_validate(found.config)
-    card = ModelCard(name=config.name, model=config.model, data=config.data, metrics=found.metrics)
-    return _ready(found.model, card, uri)
+    run_id = base.rpartition("/")[2]
+    card = ModelCard(name=config.name, model=config.model, data=config.data, metrics=found.metrics, run_id=run_id)
+    return replace(_ready(found.model, card, uri), checkpoint=f"{store.uri}/{name or known[-1]}")
 
 
 @contextmanager

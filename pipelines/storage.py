@@ -42,6 +42,8 @@ def open_store(uri: str) -> Store:
     """The store at a folder's path, `file://...` or `s3://bucket/prefix`. Raises UserError for another scheme."""
     parts = urlparse(uri)
     if parts.scheme == "s3":
+        if not parts.netloc:
+            raise UserError(f"{uri!r} names no bucket. Write s3://bucket/prefix.")
         return S3Store(parts.netloc, parts.path.strip("/"))
     if parts.scheme not in ("", "file"):
         raise UserError(f"Cannot store files at {uri!r}: the scheme must be s3:// or a folder's path.")
@@ -49,7 +51,7 @@ def open_store(uri: str) -> Store:
 
 
 def check_writable(store: Store, scratch: Path) -> None:
-    """Put, list and delete a small file, so that a bad address is found before any work. Raises ServiceError."""
+    """Put and delete a small file, so that a bad address is found before any work. Raises ServiceError."""
     probe = scratch / f"probe-{uuid.uuid4().hex}"
     with _explained(f"Cannot write {probe}"):
         scratch.mkdir(parents=True, exist_ok=True)
@@ -142,9 +144,9 @@ class S3Store:
 
         try:
             yield
-        except (BotoCoreError, ClientError, Boto3Error) as error:
+        except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
             raise ServiceError(
-                f"Cannot {verb} {self.uri} at {self._client.meta.endpoint_url}: {error}. "
+                f"Cannot {verb} {self.uri} at {self._client.meta.endpoint_url}: {str(error).rstrip('.')}. "
                 "Check that the server is up (`agmm status`), the bucket is there and the credentials are right "
                 "(AWS_ENDPOINT_URL_S3, AWS_SHARED_CREDENTIALS_FILE or AWS_ACCESS_KEY_ID)."
             ) from error
@@ -153,11 +155,17 @@ class S3Store:
 def _s3_client() -> S3Client:
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     timeouts = Config(
         connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 4}, signature_version="s3v4"
     )
-    return boto3.client("s3", config=timeouts)
+    try:
+        return boto3.client("s3", config=timeouts)
+    except (BotoCoreError, ValueError) as error:
+        raise UserError(
+            f"Cannot use S3: {error}. Check AWS_ENDPOINT_URL_S3, AWS_CONFIG_FILE and AWS_PROFILE."
+        ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 import yaml
 
@@ -20,20 +21,31 @@ from pipelines.home import default_tracking_uri, home
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-_RECIPE_TAG = "agmm.recipe"
+_RECIPE_TAG, _CAUSE_TAG = "agmm.recipe", "agmm.cause"
+_CONFIG = "config.yaml"
 _BATCH = 100  # parameters that one request of MLflow takes
 
 
 def tracking_uri(configured: str | None) -> str:
-    """The address that a run logs to, absolute."""
-    return configured or default_tracking_uri()
+    """The address that a run logs to. Raises UserError for one that is not allowed."""
+    uri = configured or default_tracking_uri()
+    parts = urlparse(uri)
+    if parts.scheme not in ("sqlite", "http", "https"):
+        raise UserError(f"tracking.uri={uri!r} is not allowed. Allowed: http(s)://host:port, sqlite:///path.")
+    if parts.username or parts.password:
+        raise UserError(
+            "tracking.uri must not hold a password: it would be stored with the run. "
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        )
+    return uri
 
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server or file at `uri`. Raises ServiceError where it does not answer."""
     # a server that is down is an error within seconds, not after MLflow's default of minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for results
@@ -58,45 +70,62 @@ def explained(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise ServiceError(
-            f"MLflow at {uri} failed: {error}. Check `agmm status`, MLFLOW_TRACKING_URI and credentials."
+            f"MLflow at {uri} failed: {str(error).rstrip('.')}. "
+            "Check `agmm status`, MLFLOW_TRACKING_URI and the credentials."
         ) from error
 
 
-def open_run(client: MlflowClient, config: RunConfig, tags: Mapping[str, str]) -> str:
-    """Create a run with its parameters and resolved configuration; returns its id."""
-    run = client.create_run(
-        _experiment_id(client, config.tracking.experiment),
-        run_name=config.name,
-        tags={_RECIPE_TAG: config.name, **tags},
-    )
-    run_id = run.info.run_id
+def create_run(client: MlflowClient, config: RunConfig) -> str:
+    """Create a run of the recipe, empty yet; returns its id."""
+    experiment = _experiment_id(client, config.tracking.experiment)
+    return client.create_run(experiment, run_name=config.name, tags={_RECIPE_TAG: config.name}).info.run_id
+
+
+def describe_run(client: MlflowClient, run_id: str, config: RunConfig, tags: Mapping[str, str]) -> None:
+    """Log a run's parameters, tags and resolved configuration."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_params(client, run_id, flatten(config.model_dump(mode="json")))
-    client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
-    return run_id
+    client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), _CONFIG)
 
 
-def find_run(client: MlflowClient, config: RunConfig) -> str:
+def find_unfinished(client: MlflowClient, config: RunConfig) -> Run:
     """The newest run of this recipe that has not finished. Raises UserError where there is none."""
     found = client.search_runs(
         [_experiment_id(client, config.tracking.experiment)],
-        filter_string=f"tags.`{_RECIPE_TAG}` = '{config.name}'",
+        filter_string=f"tags.`{_RECIPE_TAG}` = '{config.name}' and attributes.status != 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
     if not found:
         raise UserError(
-            f"Nothing to resume: experiment {config.tracking.experiment!r} has no run of {config.name!r}. "
+            f"Nothing to resume: experiment {config.tracking.experiment!r} has no unfinished run of {config.name!r}. "
             "Leave out --resume to start one."
         )
-    if found[0].info.status == "FINISHED":
+    return found[0]
+
+
+def logged_config(run: Run) -> str:
+    """The YAML that `describe_run` logged. Raises UserError where the run ended before it was."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{_CONFIG}")
+    except (MlflowException, OSError) as error:
         raise UserError(
-            f"Nothing to resume: the newest run of {config.name!r}, {found[0].info.run_id}, has finished. "
-            "Leave out --resume to start another."
-        )
-    client.update_run(found[0].info.run_id, status="RUNNING")
-    return found[0].info.run_id
+            f"Run {run.info.run_id} has no {_CONFIG} to compare with: {error}. Leave out --resume to start another run."
+        ) from error
+
+
+def reopen_run(client: MlflowClient, run_id: str) -> None:
+    """Set a run that goes on to RUNNING, without the cause of its last end."""
+    if _CAUSE_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, _CAUSE_TAG)
+    client.update_run(run_id, status="RUNNING")
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int) -> None:
@@ -124,7 +153,7 @@ def history(client: MlflowClient, run_id: str, keys: list[str]) -> dict[str, lis
 def close_run(client: MlflowClient, run_id: str, status: str, cause: str = "") -> None:
     """End a run as FINISHED, KILLED or FAILED, with the cause as a tag."""
     if cause:
-        client.set_tag(run_id, "agmm.cause", cause[:5000])
+        client.set_tag(run_id, _CAUSE_TAG, cause[:5000])
     client.set_terminated(run_id, status)
 
 
@@ -145,7 +174,7 @@ def _log_params(client: MlflowClient, run_id: str, flat: Mapping[str, object]) -
         client.log_batch(run_id, params=params[start : start + _BATCH])
 
 
-def describe_run(client: MlflowClient, run_id: str) -> str:
+def address_of(client: MlflowClient, run_id: str) -> str:
     """Where a person looks at a run: the server's page, or the command that shows the local file."""
     uri = str(client.tracking_uri)
     if not uri.startswith("http"):

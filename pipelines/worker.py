@@ -25,6 +25,8 @@ from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.network import build_network, normalise
 from pipelines.storage import Store
 
+_SAY_EVERY_S = 10.0
+
 
 @dataclass(frozen=True)
 class World:
@@ -45,16 +47,39 @@ class World:
 
 @dataclass(frozen=True)
 class Outside:
-    """Everything beyond the loop; the callbacks are called on rank 0 only, but for `on_epoch`."""
+    """Everything beyond the loop: where checkpoints go, and who is told what."""
 
     store: Store
     log: Callable[[dict[str, float], int], None]
     progress: Callable[[dict[str, Any]], None]
-    on_epoch: Callable[[dict[str, float]], None]  # on every rank
+    on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
 
     def say(self, line: str) -> None:
-        """Show a line to whoever watches."""
+        """Show a line to whoever watches the run."""
         self.progress({"say": line})
+
+
+class Window:
+    """Sums over the steps since the last report, and the seconds that they took; it may span epochs."""
+
+    def __init__(self) -> None:
+        self.loss = self.correct = self.images = self.seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock: something other than training comes."""
+        self.seconds += time.perf_counter() - self._started
+        self.restart()
+
+    def add(self, result: dict[str, float], images: int) -> None:
+        """Count a step."""
+        self.loss += result["loss"] * images
+        self.correct += result["correct"]
+        self.images += images
 
 
 @dataclass
@@ -67,8 +92,11 @@ class State:
     signs: dict[str, Tensor]
     position: Position = Position()
     metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0  # spent in training steps after the first window, and the images that they took
-    images: int = 0
+    window: Window = field(default_factory=Window)
+    windows: int = 0  # reported by this process; the first holds the compilation of the loader
+    seconds: float = 0.0  # of training steps after the first window, and the images that they took
+    images: float = 0.0
+    val_seconds: float = 0.0  # of the last validation
 
 
 @dataclass(frozen=True)
@@ -84,8 +112,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Optimiser steps of the whole run."""
-        steps = self.config.optim.epochs * self.train.steps
-        return min(steps, self.config.optim.max_steps or steps)
+        return self.config.total_steps(self.train.manifest.splits["train"].count)
 
     @property
     def is_main(self) -> bool:
@@ -120,7 +147,7 @@ def _silent(_: str) -> None:
 
 def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path) -> Plan:
     open_split = partial(open_loader, folder, data=config.data, seed=config.seed, rank=world.rank, world=world.size)
-    train, val = open_split("train", say=outside.say if world.rank == 0 else _silent), open_split("val")
+    train, val = open_split("train"), open_split("val")
     return Plan(config, world, outside, train, val)
 
 
@@ -138,7 +165,7 @@ def _start(plan: Plan) -> State:
             plan.outside.say(f"resumed at step {found.position.step} of {plan.total}")
     if config.run.compile:
         network.compile()
-    state.model = _distribute(network, world)
+    state.model = _distribute(network, world, config.run.deterministic)
     return state
 
 
@@ -149,29 +176,32 @@ def _restore(state: State, found: Checkpoint) -> None:
     state.position, state.metrics = found.position, dict(found.metrics)
 
 
-def _distribute(network: nn.Module, world: World) -> nn.Module:
+def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Module:
     if world.size == 1:
         return network
-    return DistributedDataParallel(network, device_ids=[world.device] if world.device.type == "cuda" else None)
+    devices = [world.device] if world.device.type == "cuda" else None
+    # Without this DDP sums in another order after its first step, and a resumed run would differ in the last bit.
+    fixed_order = deterministic
+    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=fixed_order)
 
 
 def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
     """Steps from the state's position to the end of the epoch, or of the run."""
     state.model.train()
-    window = _Window()
+    state.window.restart()
     for images, labels in plan.train.epoch(state.position.epoch, start_step=state.position.offset):
-        window.add(_step(plan, state, images, labels), len(labels))
+        state.window.add(_step(plan, state, images, labels), len(labels))
         state.position = _next(state.position)
         done = state.position.step
         if done % plan.config.run.log_every == 0 or done == plan.total:
-            _report(plan, state, window)
-            window = _Window()
+            _report(plan, state)
         if done == plan.total:
             return
         every = plan.config.checkpoint.every
         if every and done % every == 0 and state.position.offset < plan.train.steps:
+            state.window.pause()
             _commit(plan, state, code_version)
-            window.restart()
+            state.window.restart()
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -204,46 +234,36 @@ def _next(position: Position) -> Position:
     return replace(position, offset=position.offset + 1, step=position.step + 1)
 
 
-class _Window:
-    """Sums over the steps since the last report."""
-
-    def __init__(self) -> None:
-        self.loss = self.correct = self.images = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Time from here: something other than training came between."""
-        self.started, self.timed = time.perf_counter(), 0.0
-
-    def add(self, result: dict[str, float], images: int) -> None:
-        self.loss += result["loss"] * images
-        self.correct += result["correct"]
-        self.images += images
-        self.timed += images
-
-
-def _report(plan: Plan, state: State, window: _Window) -> None:
-    loss, correct, images, timed = plan.world.sum([window.loss, window.correct, window.images, window.timed])
-    seconds = time.perf_counter() - window.started
-    if state.position.step > plan.config.run.log_every or state.position.step == plan.total:
-        state.seconds, state.images = state.seconds + seconds, state.images + int(timed)
+def _report(plan: Plan, state: State) -> None:
+    """Log and show the window, and open the next one."""
+    window, state.window = state.window, Window()
+    window.pause()
+    loss, correct, images = plan.world.sum([window.loss, window.correct, window.images])
+    state.windows += 1
+    if state.windows > 1 or state.position.step == plan.total:
+        state.seconds, state.images = state.seconds + window.seconds, state.images + images
     if not plan.is_main:
         return
-    speed, step = timed / seconds, state.position.step
+    speed, step = images / window.seconds, state.position.step
     row = {"loss": loss / images, "top1": correct / images, "images_per_second": speed}
     plan.outside.log({f"train/{key}": value for key, value in row.items()} | {"optim/lr": _rate(plan, step - 1)}, step)
-    position = {
-        "epoch": state.position.epoch + 1,
-        "epochs": plan.config.optim.epochs,
-        "step": step,
-        "total": plan.total,
-    }
-    plan.outside.progress(row | position | {"eta": (plan.total - step) * plan.config.data.batch_size / speed})
+    where = {"epoch": state.position.epoch + 1, "epochs": plan.config.optim.epochs, "step": step, "total": plan.total}
+    plan.outside.progress(row | where | {"eta": _seconds_left(plan, state, speed)})
+
+
+def _seconds_left(plan: Plan, state: State, speed: float) -> float:
+    """Training at the window's speed, and the validations to come at the pace of the last."""
+    steps = plan.total - state.position.step
+    validations = -(-steps // plan.train.steps)
+    return steps * plan.config.data.batch_size / speed + validations * state.val_seconds
 
 
 def _finish_epoch(plan: Plan, state: State) -> None:
     """Validate on all images, measure flips, and step into the next epoch."""
+    state.window.pause()
+    started = time.perf_counter()
     result = _validate(plan, state)
+    state.val_seconds = time.perf_counter() - started
     now = signs(state.network)
     flips, state.signs = flip_ratio(state.signs, now), now
     speed = {"images_per_second": state.images / state.seconds} if state.seconds else {}
@@ -271,8 +291,13 @@ def _validate(plan: Plan, state: State) -> dict[str, float]:
 
 
 def _batches(plan: Plan, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in raw:
+    """Normalised batches on the device; rank 0 says how far it is where validation takes long."""
+    said, steps = time.perf_counter(), plan.val.steps
+    for step, (images, labels) in enumerate(raw):
         yield normalise(images, plan.config.data, plan.world.device), labels.to(plan.world.device)
+        if plan.is_main and time.perf_counter() - said > _SAY_EVERY_S:
+            said = time.perf_counter()
+            plan.outside.say(f"validating: batch {step + 1} of {steps}")
 
 
 def _commit(plan: Plan, state: State, code_version: str) -> None:

@@ -6,6 +6,7 @@ to stderr. Exit code 0; 2 for a user's mistake; 1 for a failure; 130 for Ctrl-C 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,9 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
+            signal.signal(number, _interrupt)
     try:
         code = agmm.main(args=arguments, prog_name="agmm", standalone_mode=False)
     except click.ClickException as error:
@@ -48,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
         code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing to say, or flush
+        code = 1
     except Exception as error:  # noqa: BLE001, the last resort: what was not foreseen is raised again
         code = _expected(error)
     sys.exit(code if isinstance(code, int) else 0)

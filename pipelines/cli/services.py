@@ -10,10 +10,12 @@ import click
 
 from pipelines.cli.output import say, table
 
+_ADDRESSES = ("AGMM_STORE", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
 
 def use_services() -> None:
     """Point boto3, MLflow and Ray at the services of `agmm up`, unless the user has chosen others."""
-    if "AGMM_STORE" in os.environ or "MLFLOW_TRACKING_URI" in os.environ:
+    if any(name in os.environ for name in _ADDRESSES):
         return
     from cluster.environment import activate
     from pipelines.home import home

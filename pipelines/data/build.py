@@ -24,7 +24,6 @@ from pipelines.data.manifest import (
     MANIFEST,
     STAMP,
     Manifest,
-    Say,
     SplitManifest,
     beton_path,
     file_digest,
@@ -32,7 +31,7 @@ from pipelines.data.manifest import (
 )
 from pipelines.data.samples import SPLITS, Sample, Source
 from pipelines.errors import ServiceError, UserError
-from pipelines.progress import Progress
+from pipelines.progress import Progress, Say
 
 OnError = Literal["fail", "skip"]
 

@@ -12,16 +12,14 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.packed_files import FASHION_CLASSES
 from pipelines.errors import ServiceError, UserError
-from pipelines.progress import Progress
-
-Say = Callable[[str], None]
+from pipelines.progress import Progress, Say
 
 _TIMEOUT_S = 30
 _COMMAND_TIMEOUT_S = 600

@@ -15,15 +15,16 @@ import torch
 from pipelines.config import DataConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
-from pipelines.data.manifest import Manifest, Say, beton_path, ensure_verified
+from pipelines.data.manifest import Manifest, beton_path, ensure_verified
 from pipelines.errors import UserError
+from pipelines.progress import Say
 
 Split = Literal["train", "val"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 _INSTALL = (
     "Install OpenCV's and libjpeg-turbo's headers (Debian: apt-get install libopencv-dev libturbojpeg0-dev pkg-config) "
-    "and then: pip install 'agmm[ffcv]'"
+    "and then, in a checkout: pip install '.[ffcv]'"
 )
 
 
@@ -153,6 +154,17 @@ def open_loader(
         path, table, resolution=data.resolution, batch_size=share.batch_size, threads=data.threads
     )
     return BatchLoader(engine, backend, manifest, reader, table, share)
+
+
+def check_data(folder: str | Path, data: DataConfig, *, world: int, say: Say = lambda _: None) -> None:
+    """Raise UserError for a batch, a crop or a loader that cannot be, so that no worker starts in vain.
+
+    Says once where FFCV is missing and torch loads instead.
+    """
+    reader = BetonReader(beton_path(folder, "train"))
+    _check_batch("train", len(reader), data.batch_size, 0, world)
+    plan.check_plan(reader.sizes, data.augment, data.resolution)
+    _choose(data.loader, say)
 
 
 def _check_batch(split: Split, count: int, batch_size: int, rank: int, world: int) -> None:

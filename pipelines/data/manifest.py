@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.data.beton import BetonReader
 from pipelines.data.samples import SPLITS
 from pipelines.errors import UserError
-from pipelines.progress import Progress
+from pipelines.progress import Progress, Say
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STAMP = ".verified.json"
 
-Say = Callable[[str], None]
 
 _BLOCK = 1 << 22
 _AGAIN = "Copy it again whole, or build it again with `agmm data build`."

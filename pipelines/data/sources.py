@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pipelines.data.samples import Source
@@ -25,6 +26,8 @@ def open_source(path_or_name: str | Path, home: Path, *, name: str | None = None
 
     path = _locate(path_or_name, home)
     called = name or _stem(path)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", called):
+        raise UserError(f"{called!r} cannot name a data set: letters, digits, dots, dashes, underscores. Give --name.")
     for recognise in (packed_files.open_cifar, packed_files.open_idx, folders.open_folder):
         source = recognise(path, called)
         if source is not None:

@@ -94,10 +94,12 @@ def test_an_upload_that_breaks_off_is_never_read(store, trained, monkeypatch):
 
 
 def test_pruning_keeps_the_newest(store, trained):
-    for step in (7, 8, 9):
+    for step in (6, 7, 8, 9):
         checkpoints.save(store, _checkpoint(trained, step))
+    store.delete(["step-000000006/COMMITTED"])  # as an upload that broke off
     checkpoints.prune(store, keep=2)
     assert checkpoints.committed(store) == ["step-000000008", "step-000000009"]
+    assert not store.keys("step-000000006")
     assert not store.keys("step-000000007")
 
 

@@ -48,6 +48,7 @@ def test_help_of_every_command(capsys):
         (["models", "promote", "nobody"], 2, "Unknown model 'nobody'"),
         (["submit", "--", "true"], 2, "agmm up"),
         (["up", "--s3-port", "80"], 2, "1024 to 65535"),
+        (["data", "build", ".", "--name", "../evil"], 2, "cannot name a data set"),
     ],
 )
 def test_a_users_mistake_is_one_message_without_a_traceback(capsys, words, code, message):

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import BaseModel
 
 from pipelines.config import (
     RunConfig,
@@ -40,7 +41,10 @@ def test_set_is_the_last_word():
         ("data.augment.scale=[1, 0.1]", ["0 < low <= high <= 1"]),
         ("optim.lr", ["a.b=value"]),
         ("name.x=1", ["'name' is a value, not a section"]),
-        ("name=../up", ["name", "pattern"]),
+        ("name=../up", ["name", "pattern", "'../up'"]),
+        ("tracking.register_as=a/b:c", ["tracking.register_as", "pattern"]),
+        ("data.std=[0, 0, 0]", ["data.std.0", "greater than 0"]),
+        ("data.dataset=2020-13-45", ["data.dataset", "not a YAML value"]),
     ],
 )
 def test_mistakes_are_explained(override, words):
@@ -84,6 +88,11 @@ def test_flatten():
 
 
 def test_every_field_says_what_it_is():
-    schema = RunConfig.model_json_schema()
-    fields = {f"{name}.{key}" for name, section in schema["$defs"].items() for key in section["properties"]}
-    assert len(fields) > 40
+    def undescribed(section, path):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from undescribed(field.annotation, f"{path}{name}.")
+            elif not field.description:
+                yield f"{path}{name}"
+
+    assert list(undescribed(RunConfig, "")) == []

@@ -24,7 +24,7 @@ def client(tiny_config):
 
 @pytest.fixture
 def registered(tiny_config, network, client):
-    run_id = tracking.open_run(client, tiny_config, {})
+    run_id = tracking.create_run(client, tiny_config)
     card = registry.ModelCard(name="tiny", model=tiny_config.model, data=tiny_config.data, run_id=run_id)
     return registry.register(client, card, checkpoints.model_tensors(network), "tiny")
 

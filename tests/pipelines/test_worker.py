@@ -9,22 +9,9 @@ from agmm.loop import NotFinite
 from pipelines import checkpoint as checkpoints
 from pipelines.config import parse_config
 from pipelines.storage import open_store
-from pipelines.worker import Outside, World, run
+from pipelines.worker import Outside, Window, World, run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-class Recorder(Outside):
-    """An outside that keeps what it is told."""
-
-    def __new__(cls, uri):
-        outside = object.__new__(Outside)
-        rows, shown, epochs = {}, [], []
-        object.__setattr__(outside, "store", open_store(uri))
-        object.__setattr__(outside, "log", lambda row, step: rows.setdefault(step, {}).update(row))
-        object.__setattr__(outside, "progress", shown.append)
-        object.__setattr__(outside, "on_epoch", lambda metrics: epochs.append(dict(metrics)))
-        return outside, rows, shown, epochs
 
 
 def _changed(tree, **sections):
@@ -33,7 +20,13 @@ def _changed(tree, **sections):
 
 
 def _run(config, uri):
-    outside, rows, shown, epochs = Recorder(str(uri))
+    rows, shown, epochs = {}, [], []
+    outside = Outside(
+        store=open_store(str(uri)),
+        log=lambda row, step: rows.setdefault(step, {}).update(row),
+        progress=shown.append,
+        on_epoch=lambda metrics: epochs.append(dict(metrics)),
+    )
     metrics = run(config, ALONE, outside, Path(config.data.uri), "test")
     return metrics, rows, shown, epochs
 
@@ -88,6 +81,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_tree, tmp_path, monke
         before, after = getattr(straight, part), getattr(cut, part)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_every_image_is_in_a_reported_window(tiny_tree, tmp_path, monkeypatch):
+    """Windows span epochs: 4 steps an epoch, a report every 3, and 15 steps in all."""
+    seen, real = [], Window.add
+    monkeypatch.setattr(
+        Window, "add", lambda self, result, images: (seen.append(result["loss"]), real(self, result, images))
+    )
+    _, rows, _, _ = _run(_changed(tiny_tree, run={"log_every": 3}, optim={"max_steps": 15}), tmp_path / "a")
+    windows = [rows[step]["train/loss"] for step in (3, 6, 9, 12, 15)]
+    assert windows == pytest.approx([sum(seen[i : i + 3]) / 3 for i in range(0, 15, 3)])
 
 
 def test_max_steps_ends_the_run_and_its_schedule(tiny_tree, tmp_path):

@@ -1,0 +1,169 @@
+"""The workers of a run under Ray Train, on the Ray of RAY_ADDRESS or one of the run's own on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from agmm.loop import NotFinite
+from pipelines import board
+from pipelines.config import RunConfig
+from pipelines.errors import ServiceError, UserError
+from pipelines.home import default_store, home
+from pipelines.progress import Say
+from pipelines.version import code_version
+
+
+def check_address() -> None:
+    """Raise ServiceError where RAY_ADDRESS names a head that does not answer: Ray itself would wait for minutes."""
+    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return  # none, `auto`, or a kind of address that Ray checks itself
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ServiceError(
+            f"No Ray head answers at RAY_ADDRESS={host}:{port}: {error.strerror or error}. "
+            "Start one (`agmm up`), or unset RAY_ADDRESS to run on this machine."
+        ) from error
+
+
+def fit(config: RunConfig, run_id: str, folder: Path, steps: int, say: Say) -> dict[str, float]:
+    """Run the workers until they are done; returns rank 0's metrics.
+
+    Raises:
+        UserError: where the devices asked for are not there.
+        ServiceError: where a worker fails in a foreseen way, or too many workers are lost.
+
+    """
+    watched = board.Board()
+    try:
+        with _ray(config, say), board.shown(watched, steps):
+            return _fit(config, run_id, folder, watched)
+    except KeyboardInterrupt:
+        if watched.failure:  # the board's own interrupt, see `board`
+            raise ServiceError(f"Training failed. {watched.failure}") from None
+        raise
+
+
+def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board) -> dict[str, float]:
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipelines.ray_worker import ray_worker
+
+    gpu = _device(config) == "cuda"
+    job = {
+        "config": config.model_dump(mode="json"),
+        "run_id": run_id,
+        "folder": str(folder),
+        "code_version": code_version(),
+        "queue": watched.queue,
+    }
+    trainer = TorchTrainer(
+        ray_worker,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.run.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": config.run.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+        ),
+        run_config=RayRunConfig(
+            name=run_id, failure_config=FailureConfig(max_failures=config.run.max_failures), **_ray_storage()
+        ),
+    )
+    return _result_of(trainer)
+
+
+def _result_of(trainer: Any) -> dict[str, float]:
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    try:
+        return trainer.fit().return_value
+    except SystemExit as ended:  # how Ray Train answers Ctrl-C, after it has stopped the workers
+        raise KeyboardInterrupt from ended
+    except TrainingFailedError as error:
+        raise ServiceError(f"Training failed. {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """What foreseen errors of workers say; for anything else Ray's report with the workers' tracebacks."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if failures and all(isinstance(failure, (NotFinite, UserError, ServiceError)) for failure in failures.values()):
+        return "\n".join(f"{type(failure).__name__}: {failure}" for _, failure in sorted(failures.items()))
+    return str(error)
+
+
+def _device(config: RunConfig) -> str:
+    """`cuda` where every worker can have a GPU of the cluster, by default; what is not there is refused."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if config.run.device == "cpu" or (config.run.device == "auto" and gpus == 0):
+        return "cpu"
+    if gpus < config.run.workers:
+        raise UserError(
+            f"run.workers is {config.run.workers} with run.device={config.run.device}, and Ray has {gpus:.0f} GPUs. "
+            "Set run.workers to at most that, or run.device=cpu."
+        )
+    return "cuda"
+
+
+@contextmanager
+def _ray(config: RunConfig, say: Say) -> Iterator[None]:
+    # how often Ray Train looks at its workers: a lost one is found, and a report passes, within this, not within 2 s
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    import ray
+
+    needed = config.run.workers * config.run.cpus_per_worker
+    address = os.environ.get("RAY_ADDRESS")
+    say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
+    # stdout is for the result; what workers print is in Ray's session folder, what they have to say comes to the board
+    with redirect_stdout(sys.stderr), _own_signals():
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **_own(address, needed))
+            if (there := ray.cluster_resources().get("CPU", 0)) < needed:
+                say(f"waiting for {needed} CPUs: the Ray cluster has {there:.0f}")
+            with _own_signals():
+                yield
+        except ConnectionError as error:
+            raise ServiceError(f"Cannot reach Ray at {address}: {error}. `agmm up` starts one.") from error
+        finally:
+            ray.shutdown()
+
+
+def _own(address: str | None, cpus: int) -> dict[str, Any]:
+    """What a Ray of the run's own is started with: loopback only, and enough CPUs for the workers asked for."""
+    if address:
+        return {}
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would listen on the host's own address
+    return {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep SIGTERM with the command line: Ray would print a native stack and leave."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def _ray_storage() -> dict[str, Any]:
+    """Where Ray Train keeps the state of its controller; checkpoints are ours."""
+    store = default_store()
+    if not store.startswith("s3://"):
+        return {"storage_path": str(home() / "ray")}
+    from pyarrow.fs import S3FileSystem
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", "")
+    filesystem = S3FileSystem(endpoint_override=endpoint) if endpoint else S3FileSystem()
+    return {"storage_path": f"{store.removeprefix('s3://')}/ray", "storage_filesystem": filesystem}
