@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -46,10 +47,10 @@ def fit(config: RunConfig, run_id: str, folder: Path, steps: int, say: Say) -> d
     try:
         with _ray(config, say), board.shown(watched, steps):
             return _fit(config, run_id, folder, watched)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # Ray answers both signals by SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
             raise ServiceError(f"Training failed. {watched.failure}") from None
-        raise
+        raise KeyboardInterrupt from ended
 
 
 def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board) -> dict[str, float]:
@@ -88,8 +89,6 @@ def _result_of(trainer: Any) -> dict[str, float]:
 
     try:
         return trainer.fit().return_value
-    except SystemExit as ended:  # how Ray Train answers Ctrl-C, after it has stopped the workers
-        raise KeyboardInterrupt from ended
     except TrainingFailedError as error:
         raise ServiceError(f"Training failed. {_cause(error)}") from error
 
@@ -127,17 +126,26 @@ def _ray(config: RunConfig, say: Say) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     # stdout is for the result; what workers print is in Ray's session folder, what they have to say comes to the board
-    with redirect_stdout(sys.stderr), _own_signals():
+    with redirect_stdout(sys.stderr):
         try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **_own(address, needed))
+            _connect(address, needed)
             if (there := ray.cluster_resources().get("CPU", 0)) < needed:
                 say(f"waiting for {needed} CPUs: the Ray cluster has {there:.0f}")
-            with _own_signals():
-                yield
-        except ConnectionError as error:
-            raise ServiceError(f"Cannot reach Ray at {address}: {error}. `agmm up` starts one.") from error
+            yield
         finally:
             ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> None:
+    import ray
+
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **_own(address, cpus))
+    except ConnectionError as error:
+        raise ServiceError(f"Cannot reach Ray at {address}: {error}. `agmm up` starts one.") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would print a native stack and leave
 
 
 def _own(address: str | None, cpus: int) -> dict[str, Any]:
@@ -147,14 +155,6 @@ def _own(address: str | None, cpus: int) -> dict[str, Any]:
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would listen on the host's own address
     return {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep SIGTERM with the command line: Ray would print a native stack and leave."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def _ray_storage() -> dict[str, Any]:
