@@ -1,5 +1,7 @@
 """The loop without Ray: one process, the torch loader, a folder."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,19 @@ def test_a_nan_loss_stops_before_the_update(tiny_tree, tmp_path, monkeypatch):
     with pytest.raises(NotFinite, match="nan at step 1 on rank 0"):
         _run(_changed(tiny_tree), tmp_path / "a")
     assert checkpoints.committed(open_store(str(tmp_path / "a"))) == []
+
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "tiny_losses.json"
+
+
+def test_training_losses_are_those_on_record(tiny_tree, tmp_path):
+    """A refactoring keeps them; a change that means to move them writes them anew, with AGMM_UPDATE_GOLDEN=1.
+
+    The tolerance is for other processors: a membrane that rounds to the other side of the threshold moves a loss.
+    """
+    _, rows, _, _ = _run(_changed(tiny_tree, optim={"max_steps": 8, "lr": 0.02}), tmp_path / "a")
+    losses = [round(rows[step]["train/loss"], 5) for step in (2, 4, 6, 8)]
+    if os.environ.get("AGMM_UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps({"train/loss every 2 steps": losses}) + "\n")
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())["train/loss every 2 steps"], rel=0.02)
