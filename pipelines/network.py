@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from agmm import models
-from agmm.methods import METHODS
 from pipelines.config import DataConfig, ModelConfig
 from pipelines.errors import UserError
 
@@ -16,7 +15,6 @@ def build_network(config: ModelConfig) -> nn.Module:
     known = models.list_models("agmm_*")
     if config.arch not in known:
         raise UserError(f"Unknown model {config.arch!r}. Known: {', '.join(known)}. Set model.arch.")
-    assert config.method in METHODS
     try:
         network = models.create_model(
             config.arch,

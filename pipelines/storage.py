@@ -76,9 +76,9 @@ class FolderStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(source, partial)
-                _sync(partial)
+                sync(partial)
                 partial.replace(target)
-                _sync(target.parent)
+                sync(target.parent)
             finally:
                 partial.unlink(missing_ok=True)
 
@@ -178,7 +178,8 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

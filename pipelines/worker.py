@@ -24,6 +24,7 @@ from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.network import build_network, normalise
 from pipelines.storage import Store
+from pipelines.window import Window
 
 _SAY_EVERY_S = 10.0
 
@@ -57,29 +58,6 @@ class Outside:
     def say(self, line: str) -> None:
         """Show a line to whoever watches the run."""
         self.progress({"say": line})
-
-
-class Window:
-    """Sums over the steps since the last report, and the seconds that they took; it may span epochs."""
-
-    def __init__(self) -> None:
-        self.loss = self.correct = self.images = self.seconds = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def pause(self) -> None:
-        """Stop the clock: something other than training comes."""
-        self.seconds += time.perf_counter() - self._started
-        self.restart()
-
-    def add(self, result: dict[str, float], images: int) -> None:
-        """Count a step."""
-        self.loss += result["loss"] * images
-        self.correct += result["correct"]
-        self.images += images
 
 
 @dataclass
@@ -181,8 +159,7 @@ def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Mod
         return network
     devices = [world.device] if world.device.type == "cuda" else None
     # Without this DDP sums in another order after its first step, and a resumed run would differ in the last bit.
-    fixed_order = deterministic
-    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=fixed_order)
+    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=deterministic)
 
 
 def _train_epoch(plan: Plan, state: State, code_version: str) -> None:

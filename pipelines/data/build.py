@@ -32,6 +32,7 @@ from pipelines.data.manifest import (
 from pipelines.data.samples import SPLITS, Sample, Source
 from pipelines.errors import ServiceError, UserError
 from pipelines.progress import Progress, Say
+from pipelines.storage import sync
 
 OnError = Literal["fail", "skip"]
 
@@ -73,7 +74,7 @@ def build(
             splits=splits,
         )
         write_manifest(staging, manifest)
-        _sync_folder(staging)
+        sync(staging)
         _publish(staging, target)
     _summarise(manifest, target, say)
     return manifest
@@ -234,14 +235,6 @@ def _describe(path: Path, tally: _Tally, skipped: dict[str, str]) -> SplitManife
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _publish(staging: Path, target: Path) -> None:
     """Give the finished folder its name; an older data set steps aside first and comes back if that fails."""
     aside = staging.with_suffix(".replaced")
@@ -255,7 +248,7 @@ def _publish(staging: Path, target: Path) -> None:
             aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _summarise(manifest: Manifest, target: Path, say: Say) -> None:

@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(store, tmp_path, monkey
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pipelines.storage._sync", full)
+    monkeypatch.setattr("pipelines.storage.sync", full)
     with pytest.raises(ServiceError, match="No space left on device"):
         store.put(_file(tmp_path), "key")
     assert store.keys("") == []

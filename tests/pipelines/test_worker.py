@@ -11,7 +11,8 @@ from agmm.loop import NotFinite
 from pipelines import checkpoint as checkpoints
 from pipelines.config import parse_config
 from pipelines.storage import open_store
-from pipelines.worker import Outside, Window, World, run
+from pipelines.window import Window
+from pipelines.worker import Outside, World, run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
