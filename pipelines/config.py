@@ -61,12 +61,16 @@ class DataConfig(_Section):
 
 
 class NeuronConfig(_Section):
-    """Leaky integrate-and-fire, Eq. 1-4 and 7."""
+    """Integrate-and-fire, Eq. 1-4 and 7."""
 
+    kind: Literal["lif", "if", "plif", "relu", "rate_if"] = Field(
+        "lif", description="leaky; without leak; leak learned; relu: to convert later; rate_if: what convert makes"
+    )
     leak: float = Field(0.5, ge=0, le=1, description="share of the membrane kept from step to step (tau)")
     threshold: float = Field(1.0, gt=0, description="membrane value that fires (V_th)")
     surrogate_width: float = Field(1.0, gt=0, description="half width of the triangular surrogate (gamma)")
     detach_reset: bool = Field(False, description="stop the gradient through the reset")
+    reset: Literal["hard", "soft"] = Field("hard", description="after a spike: to zero, or by the threshold")
 
 
 class GateConfig(_Section):
@@ -88,16 +92,47 @@ class ModelConfig(_Section):
     )
     stem: Literal["imagenet", "cifar"] | None = Field(None, description="7x7/2 and max-pool, or 3x3/1")
     time_steps: int = Field(4, ge=1, le=1024, description="T")
-    method: Literal["agmm", "vanilla", "full_precision"] = Field(
-        "agmm", description="binary with the gate, binary without, or full-precision weights"
+    in_chans: int = Field(3, ge=1, le=64, description="channels of the input: 3 of images, 2 of event frames")
+    method: Literal["agmm", "vanilla", "full_precision", "q_snn", "recu", "xnor", "xnor_learned"] = Field(
+        "agmm", description="what weights act as, and whether the gate follows; all but full_precision are 1-bit"
     )
+    norm: Literal["bn", "tebn"] = Field("bn", description="tebn: a trainable factor per time step on BN's output")
     neuron: NeuronConfig = NeuronConfig()
     gate: GateConfig = GateConfig()
 
 
-class OptimConfig(_Section):
-    """Stochastic gradient descent on the latent weights."""
+class DistillConfig(_Section):
+    """A teacher whose softened logits are part of the loss."""
 
+    teacher: str | None = Field(None, description="name of any network in timm's registry; none: no distillation")
+    pretrained: bool = Field(False, description="take timm's published weights, from the network")
+    weights: str | None = Field(None, description="path of the teacher's weights, a .safetensors file")
+    options: dict[str, str | int | float | bool] = Field({}, description="arguments that make the teacher, as width")
+    share: float = Field(0.5, gt=0, le=1, description="share of the loss that is the teacher's")
+    temperature: float = Field(2.0, gt=0, description="that both logits are divided by")
+
+    @model_validator(mode="after")
+    def _a_teacher_has_learnt(self) -> DistillConfig:
+        if self.teacher and self.pretrained == bool(self.weights):
+            raise ValueError("a teacher needs either pretrained=true or the path of its weights")
+        if self.weights and not self.weights.endswith(".safetensors"):
+            raise ValueError(f"weights must be a .safetensors file, got {self.weights}: other formats can run code")
+        return self
+
+
+class LossConfig(_Section):
+    """What is added to the mean cross-entropy of the time steps."""
+
+    tet: float = Field(0.0, ge=0, lt=1, description="share of TET's regulariser MSE(logits, 1)")
+    distill: DistillConfig = DistillConfig()
+
+
+class OptimConfig(_Section):
+    """How weights are trained."""
+
+    optimizer: Literal["sgd", "bop"] = Field("sgd", description="bop: binary weights flip, and have no latent ones")
+    bop_adaptivity: float = Field(1e-4, gt=0, le=1, description="of Bop, how fast its momentum follows; falls with lr")
+    bop_threshold: float = Field(1e-8, ge=0, description="of Bop, the momentum beyond which a weight flips")
     lr: float = Field(0.1, gt=0, description="at the peak")
     momentum: float = Field(0.9, ge=0, lt=1, description="of stochastic gradient descent")
     weight_decay: float = Field(1e-4, ge=0, description="of convolution and linear weights only")
@@ -146,6 +181,7 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     run: ExecutionConfig = ExecutionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -158,6 +194,14 @@ class RunConfig(_Section):
                 f"data.batch_size is the global batch and must be at least run.workers: "
                 f"{self.data.batch_size} images for {self.run.workers} workers. Raise one or lower the other."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_neuron_can_be_trained(self) -> RunConfig:
+        if self.model.neuron.kind == "rate_if":
+            raise ValueError("model.neuron.kind=rate_if is what `agmm convert` makes. Train relu, and convert it.")
+        if self.model.neuron.kind == "relu" and self.model.time_steps != 1:
+            raise ValueError("model.neuron.kind=relu knows no time. Set model.time_steps=1.")
         return self
 
     def total_steps(self, train_images: int) -> int:
