@@ -1,17 +1,14 @@
-"""The one typed tree that describes a run, and how a recipe and `--set` become it.
+"""The one typed tree that describes a run.
 
-A recipe is YAML over the defaults below; `--set a.b=c` is the last word. The tree is frozen, unknown keys are refused
-with the known ones named, and the resolved tree travels with the run, its checkpoints and its registered model.
+The tree is frozen, unknown keys are refused with the known ones named, and the resolved tree travels with the run, its
+checkpoints and its registered model. `pipelines.recipe` makes it from a recipe and `--set`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import UserError
@@ -210,45 +207,10 @@ class RunConfig(_Section):
         return min(steps, self.optim.max_steps or steps)
 
 
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
-
 # Fields that say where a run executes, not what it computes: a resume may change them.
 FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "data.uri", "data.loader", "data.threads"})
 # ... but these parts of `run` change the numbers.
 FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("pipelines") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def recipe_text(name_or_path: str) -> str:
-    """The YAML of a recipe, by name or by path. Raises UserError when there is none."""
-    is_path = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
-    if not is_path and name_or_path not in recipe_names():
-        raise UserError(
-            f"Unknown recipe {name_or_path!r}. Known: {', '.join(recipe_names())}. Or give the path of a .yaml file."
-        )
-    source = Path(name_or_path) if is_path else resources.files("pipelines") / "recipes" / f"{name_or_path}.yaml"
-    try:
-        return source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read recipe {name_or_path}: {error}. Give a recipe's name or a .yaml path.") from error
-
-
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """Recipe plus `a.b=c` overrides as a checked tree. Raises UserError for whatever is wrong with either."""
-    try:
-        tree = yaml.safe_load(recipe_text(name_or_path))
-    except _YAML_ERRORS as error:
-        raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"Recipe {name_or_path} must be a mapping of {', '.join(RunConfig.model_fields)}.")
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, origin=name_or_path)
 
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:
@@ -277,21 +239,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return key not in FIXED_IN_RUN and (key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r} is not of the form a.b=value, for example --set model.neuron.leak=0.25.")
-    *sections, leaf = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"--set {key}: {section!r} is a value, not a section.")
-    try:
-        tree[leaf] = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
 
 
 def _explain(item: Mapping[str, Any]) -> str:
