@@ -32,17 +32,17 @@ def log_flip_ratio(ratio: float) -> float:
 class FlipCounter:
     """Counts sign flips from one optimiser step to the next, on the weights' device: one that flips back counts twice.
 
-    The count starts with the object; a run that resumes starts a new one.
+    The count is no part of a checkpoint: a run that resumes counts from there on.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._weights = {name: layer.weight for name, layer in signed_layers(model).items()}
-        self._before = [weight.detach() >= 0 for weight in self._weights.values()]
         self.restart()
 
     def restart(self) -> None:
-        """Forget the flips counted so far."""
+        """Forget the flips counted so far, and count from the weights as they are now."""
         self.steps = 0
+        self._before = [weight.detach() >= 0 for weight in self._weights.values()]
         self._flips = [torch.zeros((), dtype=torch.int64, device=sign.device) for sign in self._before]
 
     def update(self) -> None:
