@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -36,7 +37,15 @@ def evaluate(model: str, data_uri: str | None, as_json: bool) -> None:
     from pipelines.evaluate import evaluate_model
     from pipelines.home import default_tracking_uri
 
-    show(evaluate_model(model, data_uri, default_tracking_uri(), say), as_json)
+    result = evaluate_model(model, data_uri, default_tracking_uri(), say)
+    show(result if as_json else _summary(result), as_json)
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    """What a person reads of an evaluation: all but the rows by layer, which `--json` has."""
+    from pipelines.config import flatten
+
+    return flatten({key: value for key, value in result.items() if key not in ("layers", "firing_by_step")})
 
 
 @click.group()
