@@ -1,10 +1,12 @@
-"""Figures of a run, from its metric history. Rows are (step, value)."""
+"""Figures of a run, from its metric history, and of a loss landscape. Rows are (step, value)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 Rows = list[tuple[int, float]]
 
@@ -85,6 +87,20 @@ def _by_layer(history: Mapping[str, Rows], prefix: str) -> dict[str, list[Rows]]
 def _mean_rows(rows_of_steps: list[Rows]) -> Rows:
     """The mean over time steps at each optimiser step."""
     return [(rows[0][0], sum(value for _, value in rows) / len(rows)) for rows in zip(*rows_of_steps, strict=True)]
+
+
+def landscape(axis: NDArray[np.float64], loss: NDArray[np.float64]) -> Figure:
+    """Loss `[P, P]` over two directions as a contour and as a surface; the network is the cross in the middle."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    rows, columns = np.meshgrid(axis, axis, indexing="ij")
+    flat = figure.add_subplot(1, 2, 1)
+    figure.colorbar(flat.contourf(columns, rows, loss, levels=20), ax=flat, label="loss")
+    flat.plot(0, 0, "+", color="white", markersize=12)
+    flat.set(xlabel="second direction", ylabel="first direction", aspect="equal")
+    solid = figure.add_subplot(1, 2, 2, projection="3d")
+    solid.plot_surface(columns, rows, loss, cmap="viridis")
+    solid.set(xlabel="second direction", ylabel="first direction", zlabel="loss")
+    return figure
 
 
 def _line(axes, rows: Rows, label: str, **style) -> None:  # type: ignore[no-untyped-def]
