@@ -150,6 +150,11 @@ class ExecutionConfig(_Section):
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="refuse operations that are not reproducible")
     max_failures: int = Field(3, ge=0, description="times a run restarts after losing a worker")
+    measure: Literal["none", "epoch", "step"] = Field(
+        "step",
+        description="epoch: firing, latent weights, gradients of its last step; step: also flips from step to step; "
+        "none: only the epoch's flips",
+    )
     log_every: int = Field(20, ge=1, description="steps between progress lines and training metrics")
 
 
