@@ -31,7 +31,7 @@ def test_weights_come_back_bit_for_bit_also_after_an_error():
     model = _tiny()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     directions = random_directions(model, seed=0)
-    with suppress(RuntimeError), moved(model, directions, (0.1, -0.3)):
+    with suppress(ValueError), moved(model, directions, (0.1, -0.3)):
         assert not torch.equal(model.head.weight, before["head.weight"])
         assert torch.equal(model.head.bias, before["head.bias"])
         model(torch.zeros(1))  # no image: it raises
