@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from agmm.loop import NotFinite, evaluate, means, train_step
 from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
+from agmm.mixing import mix_images, mix_targets
 from agmm.optim import learning_rate, make_sgd, set_learning_rate
 from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import Checkpoint, Position
@@ -182,23 +183,32 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
-    optim, data = plan.config.optim, plan.config.data
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
     try:
         return train_step(
             state.model,
             state.optimizer,
-            normalise(images, data, plan.world.device),
-            labels.to(plan.world.device),
+            *_inputs(plan, state.position, images, labels),
             precision=plan.config.run.precision,
-            label_smoothing=optim.label_smoothing,
-            loss_weight=len(labels) * plan.world.size / data.batch_size,
+            label_smoothing=plan.config.optim.label_smoothing,
+            loss_weight=len(labels) * plan.world.size / plan.config.data.batch_size,
         )
     except NotFinite as error:
         where = f"at step {state.position.step + 1} on rank {plan.world.rank}"
         raise NotFinite(
             f"{error} {where}; the weights were not changed. Lower optim.lr, or look at the data."
         ) from error
+
+
+def _inputs(plan: Plan, position: Position, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised images and targets on the device; where the recipe mixes, mixed and soft."""
+    device = plan.world.device
+    images, labels = normalise(images, plan.config.data, device), labels.to(device)
+    mix = plan.train.mixing(position.epoch, position.offset)
+    if mix is None:
+        return images, labels
+    share, box = mix.share.to(device), mix.box.to(device)
+    return mix_images(images, share, box), mix_targets(labels, share, plan.config.model.num_classes)
 
 
 def _rate(plan: Plan, step: int) -> float:
