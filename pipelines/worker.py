@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from agmm.loop import NotFinite, evaluate, means, train_step
 from agmm.losses import Criterion
 from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
+from agmm.mixing import mix_images, mix_targets
 from agmm.optim import learning_rate, set_learning_rate
 from agmm.related import set_progress
 from pipelines import checkpoint as checkpoints
@@ -191,18 +192,16 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
-    data = plan.config.data
     set_progress(state.network, state.position.step / plan.total)
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
     try:
         return train_step(
             state.model,
             state.optimizer,
-            normalise(images, data, plan.world.device),
-            labels.to(plan.world.device),
+            *_inputs(plan, state.position, images, labels),
             precision=plan.config.run.precision,
             criterion=state.criterion,
-            loss_weight=len(labels) * plan.world.size / data.batch_size,
+            loss_weight=len(labels) * plan.world.size / plan.config.data.batch_size,
         )
     except NotFinite as error:
         where = f"at step {state.position.step + 1} on rank {plan.world.rank}"
@@ -214,6 +213,17 @@ def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str,
 def _ends_epoch(plan: Plan, position: Position) -> bool:
     """Whether the step at this position is the last before a validation."""
     return position.offset + 1 == plan.train.steps or position.step + 1 == plan.total
+
+
+def _inputs(plan: Plan, position: Position, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised images and targets on the device; where the recipe mixes, mixed and soft."""
+    device = plan.world.device
+    images, labels = normalise(images, plan.config.data, device), labels.to(device)
+    mix = plan.train.mixing(position.epoch, position.offset)
+    if mix is None:
+        return images, labels
+    share, box = mix.share.to(device), mix.box.to(device)
+    return mix_images(images, share, box), mix_targets(labels, share, plan.config.model.num_classes)
 
 
 def _rate(plan: Plan, step: int) -> float:

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from agmm.loop import NotFinite
+from agmm.mixing import mix_targets
 from pipelines import checkpoint as checkpoints
+from pipelines import worker
 from pipelines.config import parse_config
+from pipelines.data.beton import BetonReader
+from pipelines.data.mixing import draw_mixes
+from pipelines.data.plan import training_ids
 from pipelines.storage import open_store
 from pipelines.window import Window
 from pipelines.worker import Outside, World, run
@@ -152,6 +157,48 @@ def _cut_and_compare(config, tmp_path, monkeypatch, cut_after):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
     return metrics
+
+
+EVERYTHING = {
+    "augment": {"crop": "random_resized", "policy": "randaugment", "cutout": 4, "mix": {"mixup": 0.2, "cutmix": 1.0}},
+    "progressive": {"start": 8, "to_epoch": 2, "multiple": 8},
+}
+
+
+def test_augmentation_goes_on_where_it_was_cut(tiny_tree, tmp_path, monkeypatch):
+    """In the middle of an epoch, with everything on: the images and targets after the cut are the same."""
+    config = _changed(tiny_tree, data=EVERYTHING, checkpoint={"every": 3}, optim={"max_steps": 6})
+    seen, real_step = [], worker.train_step
+
+    def step(model, optimizer, images, target, **options):
+        seen.append((images, target))
+        if len(seen) == 4:
+            raise _Cut
+        return real_step(model, optimizer, images, target, **options)
+
+    monkeypatch.setattr(worker, "train_step", step)
+    with pytest.raises(_Cut):
+        _run(config, tmp_path / "cut")
+    _run(config, tmp_path / "cut")
+    monkeypatch.undo()
+    _run(config, tmp_path / "straight")
+    assert [images.shape[2:] for images, _ in seen] == [(8, 8)] * 5 + [(16, 16)] * 2
+    assert all(torch.equal(*parts) for parts in zip(seen[3], seen[4], strict=True))
+    straight, cut = _final(tmp_path / "straight"), _final(tmp_path / "cut")
+    assert all(torch.equal(straight.model[key], cut.model[key]) for key in straight.model)
+
+
+def test_targets_are_those_of_the_mixed_pairs(tiny_tree, tmp_path, monkeypatch):
+    config = _changed(tiny_tree, data=EVERYTHING, optim={"max_steps": 4})
+    seen, real_step = [], worker.train_step
+    monkeypatch.setattr(
+        worker, "train_step", lambda *args, **options: (seen.append(args[3]), real_step(*args, **options))[1]
+    )
+    _run(config, tmp_path / "a")
+    ids = training_ids(48, 12, config.seed, 0, 0, 1).ravel()
+    mix = draw_mixes(ids, 48, config.data.augment.mix, 8, config.seed, 0)
+    labels = torch.from_numpy(BetonReader(Path(config.data.uri) / "train.beton").labels[ids])
+    torch.testing.assert_close(torch.cat(seen), mix_targets(labels, mix.share, 3))
 
 
 def test_every_image_is_in_a_reported_window(tiny_tree, tmp_path, monkeypatch):
