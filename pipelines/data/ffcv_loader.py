@@ -120,7 +120,7 @@ def _mirror(out: Any) -> None:
 class PlannedDecoder(SimpleRGBImageDecoder):
     """Decodes sample i to [R, R, 3] as row i of `table` says; refill the table in place, nothing is compiled again.
 
-    So with the resolution: set `size[0]` to r <= R, and an image is the first r * r * 3 bytes of its place (`packed`).
+    So with the resolution: set `size[0]` to r <= R, and an image [r, r, 3] is the first bytes of its place.
     `codes[i]` is libjpeg-turbo's answer of the last time sample i was decoded: 0, or -1 for an error or a warning.
     A thread has one scratch image, where FFCV's own decoders have one for each image of each batch in flight.
     """
@@ -178,11 +178,6 @@ class PlannedDecoder(SimpleRGBImageDecoder):
 
         decode.is_parallel = True
         return decode
-
-
-def packed(batch: npt.NDArray[np.uint8], resolution: int) -> npt.NDArray[np.uint8]:
-    """The images of a decoded batch [B, R, R, 3] as a view [B, r * r * 3], r being the resolution."""
-    return batch.reshape(len(batch), -1)[:, : resolution * resolution * 3]
 
 
 class _Epoch(EpochIterator):
@@ -281,9 +276,10 @@ class FfcvEngine:
 
 
 def _own(batch: npt.NDArray[np.uint8], resolution: int) -> torch.Tensor:
-    """A copy: FFCV writes the next batches into the same ring, and an asynchronous transfer may still be reading."""
+    """A copy [B, r, r, 3]: FFCV writes the next batches into the same ring, and a transfer may still be reading."""
     shape = (len(batch), resolution, resolution, 3)
     own = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    flat = own.flatten(1).numpy()
     # NumPy's copy: torch's would wake its threads for it, and they would wait for processors that decode.
-    np.copyto(own.flatten(1).numpy(), packed(batch, resolution))
+    np.copyto(flat, batch.reshape(len(batch), -1)[:, : flat.shape[1]])
     return own

@@ -21,6 +21,8 @@ from agmm import compat as compat  # torchvision beside a CPU-only torch: before
 
 # isort: split
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment
+
+# Private there, and where an operation's name becomes a call; tests hold it against the public classes.
 from torchvision.transforms.autoaugment import _apply_op
 
 from pipelines.config import AugmentConfig, DataConfig
@@ -32,18 +34,13 @@ Colour = tuple[int, int, int]
 Operation = tuple[str, float]
 # From one sample's draws, each in [0, 1), to its operations.
 Policy = Callable[[list[float]], list[Operation]]
+# For each operation its strengths by level, none where it has no strength, and whether it has a direction.
+_Strengths = dict[str, tuple[list[float], bool]]
 
 # Batches that are augmented while the training step has the one before them.
 _AHEAD = 2
 # Strengths that torchvision's two policies tell apart.
 _AUTO_BINS, _RAND_BINS = 10, 31
-
-
-def draws_per_sample(augment: AugmentConfig) -> int:
-    """Columns of the policy's draws: AutoAugment's sub-policy, two chances and two signs; RandAugment's choice and sign
-    of each operation.
-    """
-    return {"none": 0, "autoaugment_cifar10": 5, "randaugment": 2 * augment.randaugment.num_ops}[augment.policy]
 
 
 @functools.lru_cache(maxsize=8)
@@ -57,39 +54,46 @@ def make_policy(augment: AugmentConfig, resolution: int) -> Policy:
 
 
 def _auto_augment(resolution: int) -> Policy:
-    """AutoAugment's 25 sub-policies for CIFAR-10 (Cubuk et al., 2019): two operations, each with a chance."""
+    """AutoAugment's 25 sub-policies for CIFAR-10 (Cubuk et al., 2019): two operations, each with a chance.
+
+    Draws: the sub-policy, two chances, two signs.
+    """
     transform = AutoAugment(AutoAugmentPolicy.CIFAR10)
-    space = transform._augmentation_space(_AUTO_BINS, (resolution, resolution))
+    policies, strengths = transform.policies, _strengths(transform, _AUTO_BINS, resolution)
 
     def choose(draws: list[float]) -> list[Operation]:
-        which, *chances, first, second = draws
-        steps = zip(transform.policies[int(which * len(transform.policies))], chances, (first, second), strict=True)
-        return [(name, _magnitude(space[name], level, sign)) for (name, p, level), chance, sign in steps if chance < p]
+        which, chances, signs = draws[0], draws[1:3], draws[3:5]
+        steps = zip(policies[int(which * len(policies))], chances, signs, strict=True)
+        return [_operation(strengths, name, level, sign) for (name, p, level), chance, sign in steps if chance < p]
 
     return choose
 
 
 def _rand_augment(num_ops: int, magnitude: int, resolution: int) -> Policy:
-    """RandAugment (Cubuk et al., 2020): operations drawn evenly, all of one strength."""
-    space = RandAugment()._augmentation_space(_RAND_BINS, (resolution, resolution))
-    names = list(space)
+    """RandAugment (Cubuk et al., 2020): operations drawn evenly, all of one strength.
+
+    Draws: the operations, then their signs.
+    """
+    strengths = _strengths(RandAugment(), _RAND_BINS, resolution)
+    names = list(strengths)
 
     def choose(draws: list[float]) -> list[Operation]:
-        chosen = [names[int(draw * len(names))] for draw in draws[:num_ops]]
-        return [
-            (name, _magnitude(space[name], magnitude, sign)) for name, sign in zip(chosen, draws[num_ops:], strict=True)
-        ]
+        steps = zip(draws[:num_ops], draws[num_ops:], strict=True)
+        return [_operation(strengths, names[int(which * len(names))], magnitude, sign) for which, sign in steps]
 
     return choose
 
 
-def _magnitude(entry: tuple[torch.Tensor, bool], level: int | None, sign: float) -> float:
-    """The strength at a level; an operation that has a direction goes either way with probability one half."""
-    strengths, signed = entry
-    if level is None or strengths.ndim == 0:
-        return 0.0
-    value = float(strengths[level])
-    return -value if signed and sign < 0.5 else value
+def _strengths(transform: AutoAugment | RandAugment, bins: int, resolution: int) -> _Strengths:
+    space = transform._augmentation_space(bins, (resolution, resolution))
+    return {name: (levels.tolist() if levels.ndim else [], signed) for name, (levels, signed) in space.items()}
+
+
+def _operation(strengths: _Strengths, name: str, level: int | None, sign: float) -> Operation:
+    """An operation at a level; one that has a direction goes either way with probability one half."""
+    levels, signed = strengths[name]
+    magnitude = float(levels[level]) if levels and level is not None else 0.0
+    return name, -magnitude if signed and sign < 0.5 else magnitude
 
 
 def apply_operations(image: npt.NDArray[np.uint8], operations: list[Operation], fill: Colour) -> None:
@@ -143,7 +147,8 @@ class PixelAugment:
         """Rows of the policy's and of Cutout's draws for `ids`."""
         policy = generator_of(self._seed, epoch, POLICY)
         cutout = generator_of(self._seed, epoch, CUTOUT)
-        columns = draws_per_sample(self._data.augment)
+        augment = self._data.augment
+        columns = {"none": 0, "autoaugment_cifar10": 5, "randaugment": 2 * augment.randaugment.num_ops}[augment.policy]
         return (
             policy.random((self._count, columns), np.float32)[ids],
             cutout.random((self._count, 2), np.float32)[ids],

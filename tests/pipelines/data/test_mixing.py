@@ -91,3 +91,14 @@ def test_a_pair_on_two_workers_is_refused(batch: int, world: int, words: str) ->
     assert words in str(caught.value)
     check_pairs(config(MixConfig(mixup=0.2, probability=0), batch), world)
     check_pairs(config(BOTH, 24), world)
+
+
+def test_draws_have_golden_values() -> None:
+    """A change here changes what every stored run would see on resume."""
+    share, box = draw_mixes(np.arange(12), 12, BOTH, SIZE, 0, 0)
+    assert [round(value, 4) for value in share.tolist()] == GOLDEN_SHARES
+    assert box[areas(box) > 0].tolist() == GOLDEN_BOXES
+
+
+GOLDEN_SHARES = [1.0, 1.0, 0.5781, 0.6133, 0.6145, 0.0803]
+GOLDEN_BOXES = [[1, 13, 7, 16], [7, 16, 0, 11]]

@@ -55,6 +55,17 @@ def test_randaugment_is_torchvisions(which: int, image: np.ndarray, monkeypatch:
         assert np.array_equal(ours, np.asarray(theirs))
 
 
+def test_draws_have_golden_values(images: Callable[[], torch.Tensor]) -> None:
+    """A change here changes what every stored run would see on resume."""
+    data = DataConfig.model_validate({"dataset": "x", "augment": BOTH})
+    augmenter = PixelAugment(data, seed=0, count=4)
+    policy, cutout = augmenter._draws(np.arange(4), 0)
+    augmenter.close()
+    names = [[name for name, _ in make_policy(AUTO, SIZE)(row)] for row in policy.tolist()]
+    assert names == GOLDEN_NAMES
+    assert (cutout * 32).astype(int).tolist() == GOLDEN_CENTRES
+
+
 def test_chances_are_the_policys() -> None:
     """Sub-policy 1 of AutoAugment turns with probability 0.7 and shifts with probability 0.3."""
     choose = make_policy(AUTO, SIZE)
@@ -153,3 +164,7 @@ def test_batches_are_asked_for_ahead(images: Callable[[], torch.Tensor]) -> None
     assert asked == [0, 1, 2]
     made.close()
     augmenter.close()
+
+
+GOLDEN_NAMES = [[], ["TranslateY", "AutoContrast"], ["Rotate"], ["Brightness"]]
+GOLDEN_CENTRES = [[31, 9], [22, 27], [24, 29], [30, 14]]
