@@ -73,6 +73,13 @@ def prepare(payload: bytes | npt.NDArray[np.uint8]) -> Prepared:
         raise BrokenImage(str(error)) from error
 
 
+def rgb_pixels(prepared: Prepared) -> npt.NDArray[np.uint8]:
+    """The pixels [height, width, 3] of what `prepare` made of an image."""
+    if isinstance(prepared.data, bytes):
+        return np.asarray(Image.open(io.BytesIO(prepared.data)).convert("RGB"))
+    return prepared.data
+
+
 def _decode(payload: bytes) -> Prepared:
     with Image.open(io.BytesIO(payload)) as image:
         image.load()

@@ -15,6 +15,7 @@ import torch
 from pipelines.config import DataConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
+from pipelines.data.frames_loader import FramesEngine, check_kind
 from pipelines.data.manifest import Manifest, beton_path, ensure_verified
 from pipelines.errors import UserError
 from pipelines.progress import Say
@@ -29,10 +30,10 @@ _INSTALL = (
 
 
 class Engine(Protocol):
-    """What turns sample ids into images; `plan` rows are read when a batch is made."""
+    """What turns sample ids into images or frames; `plan` rows are read when a batch is made."""
 
     def images(self, ids: plan.Ids) -> Generator[torch.Tensor, None, None]:
-        """Images uint8 [B, 3, R, R] in batches, in the order of `ids`."""
+        """Images uint8 [B, 3, R, R], or frames uint8 [B, T, 2, R, R], in batches, in the order of `ids`."""
 
     def close(self) -> None:
         """Let go of processes."""
@@ -42,7 +43,7 @@ class BatchLoader:
     """One rank's batches of one split.
 
     steps: batches of this rank in an epoch. samples: images of an epoch over all ranks. local_samples: this rank's.
-    manifest: the data set. backend: "ffcv" or "torch".
+    manifest: the data set. backend: "ffcv" or "torch" for images, "numpy" for event frames.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class BatchLoader:
             plan.fill_evaluation_plan(table, self._sizes, share.data.crop_ratio)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """(images uint8 [B, 3, R, R], labels int64 [B]) of an epoch from `start_step` on.
+        """(images uint8 [B, 3, R, R] or frames uint8 [B, T, 2, R, R], labels int64 [B]) of an epoch from a step on.
 
         Images are a channels-last view of memory of their own, page-locked where there is CUDA: they stay valid for as
         long as they are held. Asking for an epoch ends one that is still running. Raises ServiceError when the pipeline
@@ -132,12 +133,14 @@ def open_loader(
     rank: int = 0,
     world: int = 1,
     expect_classes: int | None = None,
+    expect_steps: int | None = None,
     say: Say = lambda _: None,
 ) -> BatchLoader:
     """A loader of a built data set; `data.batch_size` is the global batch, of which this rank takes its share.
 
     "train" is shuffled and augmented, and drops the incomplete last batch; "val" is in order, each sample once over all
     ranks. Order and augmentation depend on (seed, epoch, sample id) alone: not on the loader, its threads or the world.
+    Event frames come through NumPy whatever `data.loader` says, and must have `expect_steps` time steps where given.
     Raises UserError for a data set that is missing, damaged, another, or smaller than a batch.
     """
     manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=expect_classes, say=say)
@@ -146,25 +149,30 @@ def open_loader(
     _check_batch(split, len(reader), data.batch_size, rank, world)
     share = _Share(split, len(reader), data, seed, rank, world)
     table = plan.new_table(len(reader))
+    check_kind(reader.layout.frames, data, expect_steps)
     if split == "train":
         # A plan that cannot be filled is a user's mistake: better said now than at the first batch.
         plan.check_plan(reader.sizes, data.augment, data.resolution)
-    backend = _choose(data.loader, say)
-    engine = _engine(backend)(
+    backend = "numpy" if reader.layout.frames else _choose(data.loader, say)
+    engine = _engine(backend, data)(
         path, table, resolution=data.resolution, batch_size=share.batch_size, threads=data.threads
     )
     return BatchLoader(engine, backend, manifest, reader, table, share)
 
 
-def check_data(folder: str | Path, data: DataConfig, *, world: int, say: Say = lambda _: None) -> None:
-    """Raise UserError for a batch, a crop or a loader that cannot be, so that no worker starts in vain.
+def check_data(folder: str | Path, data: DataConfig, *, world: int, time_steps: int, say: Say = lambda _: None) -> None:
+    """Raise UserError for a batch, a crop, a loader or a T that cannot be, so that no worker starts in vain.
 
-    Says once where FFCV is missing and torch loads instead.
+    Says once where FFCV is missing and torch loads instead, or where FFCV was asked for and event frames do without.
     """
     reader = BetonReader(beton_path(folder, "train"))
     _check_batch("train", len(reader), data.batch_size, 0, world)
+    check_kind(reader.layout.frames, data, time_steps)
     plan.check_plan(reader.sizes, data.augment, data.resolution)
-    _choose(data.loader, say)
+    if reader.layout.frames is None:
+        _choose(data.loader, say)
+    elif data.loader == "ffcv":
+        say("event frames are read by NumPy from a memory map, not by FFCV: there is nothing to decode")
 
 
 def _check_batch(split: Split, count: int, batch_size: int, rank: int, world: int) -> None:
@@ -208,11 +216,13 @@ def _choose(wanted: str, say: Say) -> str:
     return "torch"
 
 
-def _engine(backend: str) -> Callable[..., Engine]:
+def _engine(backend: str, data: DataConfig) -> Callable[..., Engine]:
     if backend == "ffcv":
         from pipelines.data.ffcv_loader import FfcvEngine
 
         return FfcvEngine
+    if backend == "numpy":
+        return functools.partial(FramesEngine, wrap=data.augment.crop == "roll")
     from pipelines.data.torch_loader import TorchEngine
 
     return TorchEngine

@@ -7,8 +7,11 @@ and the event recordings of DVS-Gesture and CIFAR10-DVS (`dvs.py`).
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from pipelines.data.events import SplitBy
 from pipelines.data.samples import Source
 from pipelines.errors import UserError
 
@@ -47,6 +50,20 @@ def open_source(path_or_name: str | Path, home: Path, *, name: str | None = None
         "its .tar.gz; MNIST-like train-images-idx3-ubyte[.gz] and its three companions; DVS-Gesture (the folder with "
         "trials_to_train.txt); CIFAR10-DVS (a folder per class with its .aedat files)."
     )
+
+
+def choose_frames(source: Source, steps: int | None, size: int | None, by: SplitBy | None) -> Source:
+    """The source with what is given of a frame rule; None keeps its own. Raises UserError for a source of images."""
+    given = {"steps": steps, "size": size, "by": by}
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if not chosen:
+        return source
+    if source.frames is None:
+        raise UserError(
+            f"--frames, --frame-size and --frame-by are for recordings of events; {source.name} has images. Leave them "
+            "out, or give the images as --events-from."
+        )
+    return replace(source, frames=replace(source.frames, **chosen))
 
 
 def _locate(path_or_name: str | Path, home: Path) -> Path:
