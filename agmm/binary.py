@@ -1,7 +1,7 @@
 """Binary weights (Eq. 5): the sign of a latent weight, one scale per output channel, a straight-through gradient.
 
 Spikes are 0 or 1 and binary weights +-1, so the convolution of the two is an integer and exact in float32; the scale is
-applied after it.
+applied after it. `agmm.related` has the binary convolutions of other methods.
 """
 
 from typing import Any
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agmm.precision import at_least_float32
+
 _SMALLEST_SCALE = 1e-8  # keeps an all-zero channel's gradient finite
+
+
+def hard_sign(w: Tensor) -> Tensor:
+    """+1 where w >= 0 (also 0.0 and -0.0), else -1, in the type of `w`."""
+    return torch.where(w >= 0, 1.0, -1.0).to(w.dtype)
 
 
 class _SignSTE(torch.autograd.Function):
@@ -24,7 +31,7 @@ class _SignSTE(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, scale: Tensor, clip: bool) -> Tensor:
         ctx.save_for_backward(w, scale)
         ctx.clip = clip
-        return torch.where(w >= 0, 1.0, -1.0).to(w.dtype)
+        return hard_sign(w)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -39,12 +46,14 @@ def sign_ste(w: Tensor, scale: Tensor | float = 1.0, *, clip: bool = True) -> Te
 
 
 def channel_scale(w: Tensor) -> Tensor:
-    """mean|W| of each output channel, detached: `[O, I, kh, kw]` to `[O, 1, 1, 1]`. Eq. 5."""
-    return w.detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST_SCALE)
+    """mean|W| of each output channel: `[O, I, kh, kw]` to `[O, 1, 1, 1]`. Eq. 5."""
+    return w.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST_SCALE)
 
 
 class BinaryConv2d(nn.Conv2d):
     """A convolution whose weights act as `scale * sign(W)`; `weight` holds the latent W. No bias.
+
+    A related method is a subclass with its own `binarise`.
 
     Args:
         clip: cut the gradient of latent weights with |W| > 1 (the straight-through estimator's clip).
@@ -52,6 +61,7 @@ class BinaryConv2d(nn.Conv2d):
     """
 
     weight_bits = 1
+    latent_may_be_sign = True  # the signs of W itself act, so W may be +-1, as Bop has it
 
     def __init__(
         self,
@@ -65,12 +75,16 @@ class BinaryConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.clip = clip
 
+    def binarise(self) -> tuple[Tensor, Tensor]:
+        """The signs that act, shaped like `weight`, and what multiplies them, `[O, 1, 1, 1]`."""
+        scale = channel_scale(self.weight.detach())
+        return sign_ste(self.weight, scale, clip=self.clip), scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Spikes `[N, I, H, W]` to `[N, O, H', W']`, float32 also under autocast."""
-        scale = channel_scale(self.weight)
-        signs = sign_ste(self.weight, scale, clip=self.clip)
+        signs, scale = self.binarise()
         counts = F.conv2d(x, signs, stride=self.stride, padding=self.padding)
-        return counts.float() * scale.view(-1, 1, 1)
+        return at_least_float32(counts) * scale.view(-1, 1, 1)
 
 
 class RealConv2d(nn.Conv2d):

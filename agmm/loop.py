@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agmm.losses import mean_step_cross_entropy
+from agmm.losses import Criterion, mean_step_cross_entropy
+
+_CROSS_ENTROPY = Criterion()
 
 
 class NotFinite(ArithmeticError):
@@ -23,17 +25,18 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 def train_step(
     model: nn.Module,
     optimizer: Optimizer,
-    images_BCHW: Tensor,
+    images: Tensor,
     target_B: Tensor,
     *,
     precision: str = "fp32",
-    label_smoothing: float = 0.0,
+    criterion: Criterion = _CROSS_ENTROPY,
     loss_weight: float = 1.0,
 ) -> dict[str, float]:
     """Forward, backward, update.
 
     Args:
-        images_BCHW: normalised images, on the model's device.
+        images: normalised images `[B, C, H, W]` or frames `[T, B, C, H, W]`, on the model's device.
+        criterion: the loss.
         loss_weight: multiplies the loss for the gradient only; ranks with unequal slices of a global batch weigh
             theirs by `len(slice) * world / len(batch)`, so that averaged gradients are those of the whole batch.
 
@@ -45,9 +48,9 @@ def train_step(
 
     """
     optimizer.zero_grad(set_to_none=True)
-    with precision_context(images_BCHW.device, precision):
-        logits_TBK = model(images_BCHW)
-    loss = mean_step_cross_entropy(logits_TBK, target_B, label_smoothing=label_smoothing)
+    with precision_context(images.device, precision):
+        logits_TBK = model(images)
+    loss = criterion(logits_TBK, target_B, images)
     value = loss.item()
     if not math.isfinite(value):
         raise NotFinite(f"the loss is {value}")
@@ -60,16 +63,16 @@ def train_step(
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, precision: str = "fp32"
 ) -> dict[str, float]:
-    """Sums over batches of `(images_BCHW, target_B)`: `count`, `loss`, `top1`, `top5`, each a sum over images.
+    """Sums over batches of `(images, target_B)`: `count`, `loss`, `top1`, `top5`, each a sum over images.
 
     Sums, not means, so that ranks with unequal shares add up exactly. The model is left in the mode it was in.
     """
     was_training = model.training
     model.eval()
     sums = {"count": 0.0, "loss": 0.0, "top1": 0.0, "top5": 0.0}
-    for images_BCHW, target_B in batches:
-        with precision_context(images_BCHW.device, precision):
-            logits_TBK = model(images_BCHW)
+    for images, target_B in batches:
+        with precision_context(images.device, precision):
+            logits_TBK = model(images)
         sums["count"] += len(target_B)
         sums["loss"] += mean_step_cross_entropy(logits_TBK, target_B).item() * len(target_B)
         sums["top1"] += _correct(logits_TBK, target_B, 1)

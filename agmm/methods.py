@@ -5,20 +5,30 @@ from dataclasses import dataclass
 from torch import nn
 
 from agmm.binary import BinaryConv2d, RealConv2d
+from agmm.related import LearnedScaleConv2d, QSNNConv2d, ReCUConv2d, XnorConv2d
 
 
 @dataclass(frozen=True)
 class Method:
-    """What distinguishes a method within a block."""
+    """What distinguishes a method.
+
+    conv: the convolution within a block. gated: whether AGMM's gate follows it. firing_penalty: weight of
+    `agmm.losses.FiringPenalty` in the loss.
+    """
 
     conv: type[nn.Conv2d]
-    gated: bool
+    gated: bool = False
+    firing_penalty: float = 0.0
 
 
 METHODS = {
     "agmm": Method(BinaryConv2d, gated=True),
-    "vanilla": Method(BinaryConv2d, gated=False),
-    "full_precision": Method(RealConv2d, gated=False),
+    "vanilla": Method(BinaryConv2d),
+    "full_precision": Method(RealConv2d),
+    "q_snn": Method(QSNNConv2d, firing_penalty=5e-3),
+    "recu": Method(ReCUConv2d),
+    "xnor": Method(XnorConv2d),
+    "xnor_learned": Method(LearnedScaleConv2d),
 }
 
 

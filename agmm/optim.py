@@ -1,10 +1,12 @@
-"""The optimiser of the method, and the learning rate as a pure function of the step."""
+"""The optimisers, and the learning rate as a pure function of the step."""
 
 import math
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
+
+from agmm.bop import make_bop
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -16,9 +18,31 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> SGD:
-    """SGD with momentum over `parameter_groups`."""
-    return SGD(parameter_groups(model, weight_decay), lr=lr, momentum=momentum)
+def make_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    adaptivity: float = 1e-4,
+    flip_threshold: float = 1e-8,
+) -> Optimizer:
+    """`sgd`, with momentum over `parameter_groups`; or `bop`, which flips binary weights (see `agmm.bop`).
+
+    Args:
+        adaptivity, flip_threshold: of Bop; the defaults are its authors' for CIFAR-10.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    """
+    groups = parameter_groups(model, weight_decay)
+    if name == "sgd":
+        return SGD(groups, lr=lr, momentum=momentum)
+    if name == "bop":
+        return make_bop(model, groups, lr=lr, momentum=momentum, adaptivity=adaptivity, threshold=flip_threshold)
+    raise ValueError(f"Unknown optimiser {name!r}. Known: sgd, bop. Set optim.optimizer.")
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int = 0, schedule: str = "cosine") -> float:

@@ -1,17 +1,14 @@
-"""The one typed tree that describes a run, and how a recipe and `--set` become it.
+"""The one typed tree that describes a run.
 
-A recipe is YAML over the defaults below; `--set a.b=c` is the last word. The tree is frozen, unknown keys are refused
-with the known ones named, and the resolved tree travels with the run, its checkpoints and its registered model.
+The tree is frozen, unknown keys are refused with the known ones named, and the resolved tree travels with the run, its
+checkpoints and its registered model. `pipelines.recipe` makes it from a recipe and `--set`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import UserError
@@ -64,12 +61,16 @@ class DataConfig(_Section):
 
 
 class NeuronConfig(_Section):
-    """Leaky integrate-and-fire, Eq. 1-4 and 7."""
+    """Integrate-and-fire, Eq. 1-4 and 7."""
 
+    kind: Literal["lif", "if", "plif", "relu", "rate_if"] = Field(
+        "lif", description="leaky; without leak; leak learned; relu: to convert later; rate_if: what convert makes"
+    )
     leak: float = Field(0.5, ge=0, le=1, description="share of the membrane kept from step to step (tau)")
     threshold: float = Field(1.0, gt=0, description="membrane value that fires (V_th)")
     surrogate_width: float = Field(1.0, gt=0, description="half width of the triangular surrogate (gamma)")
     detach_reset: bool = Field(False, description="stop the gradient through the reset")
+    reset: Literal["hard", "soft"] = Field("hard", description="after a spike: to zero, or by the threshold")
 
 
 class GateConfig(_Section):
@@ -91,16 +92,47 @@ class ModelConfig(_Section):
     )
     stem: Literal["imagenet", "cifar"] | None = Field(None, description="7x7/2 and max-pool, or 3x3/1")
     time_steps: int = Field(4, ge=1, le=1024, description="T")
-    method: Literal["agmm", "vanilla", "full_precision"] = Field(
-        "agmm", description="binary with the gate, binary without, or full-precision weights"
+    in_chans: int = Field(3, ge=1, le=64, description="channels of the input: 3 of images, 2 of event frames")
+    method: Literal["agmm", "vanilla", "full_precision", "q_snn", "recu", "xnor", "xnor_learned"] = Field(
+        "agmm", description="what weights act as, and whether the gate follows; all but full_precision are 1-bit"
     )
+    norm: Literal["bn", "tebn"] = Field("bn", description="tebn: a trainable factor per time step on BN's output")
     neuron: NeuronConfig = NeuronConfig()
     gate: GateConfig = GateConfig()
 
 
-class OptimConfig(_Section):
-    """Stochastic gradient descent on the latent weights."""
+class DistillConfig(_Section):
+    """A teacher whose softened logits are part of the loss."""
 
+    teacher: str | None = Field(None, description="name of any network in timm's registry; none: no distillation")
+    pretrained: bool = Field(False, description="take timm's published weights, from the network")
+    weights: str | None = Field(None, description="path of the teacher's weights, a .safetensors file")
+    options: dict[str, str | int | float | bool] = Field({}, description="arguments that make the teacher, as width")
+    share: float = Field(0.5, gt=0, le=1, description="share of the loss that is the teacher's")
+    temperature: float = Field(2.0, gt=0, description="that both logits are divided by")
+
+    @model_validator(mode="after")
+    def _a_teacher_has_learnt(self) -> DistillConfig:
+        if self.teacher and self.pretrained == bool(self.weights):
+            raise ValueError("a teacher needs either pretrained=true or the path of its weights")
+        if self.weights and not self.weights.endswith(".safetensors"):
+            raise ValueError(f"weights must be a .safetensors file, got {self.weights}: other formats can run code")
+        return self
+
+
+class LossConfig(_Section):
+    """What is added to the mean cross-entropy of the time steps."""
+
+    tet: float = Field(0.0, ge=0, lt=1, description="share of TET's regulariser MSE(logits, 1)")
+    distill: DistillConfig = DistillConfig()
+
+
+class OptimConfig(_Section):
+    """How weights are trained."""
+
+    optimizer: Literal["sgd", "bop"] = Field("sgd", description="bop: binary weights flip, and have no latent ones")
+    bop_adaptivity: float = Field(1e-4, gt=0, le=1, description="of Bop, how fast its momentum follows; falls with lr")
+    bop_threshold: float = Field(1e-8, ge=0, description="of Bop, the momentum beyond which a weight flips")
     lr: float = Field(0.1, gt=0, description="at the peak")
     momentum: float = Field(0.9, ge=0, lt=1, description="of stochastic gradient descent")
     weight_decay: float = Field(1e-4, ge=0, description="of convolution and linear weights only")
@@ -149,6 +181,7 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     run: ExecutionConfig = ExecutionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -163,51 +196,24 @@ class RunConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_neuron_can_be_trained(self) -> RunConfig:
+        if self.model.neuron.kind == "rate_if":
+            raise ValueError("model.neuron.kind=rate_if is what `agmm convert` makes. Train relu, and convert it.")
+        if self.model.neuron.kind == "relu" and self.model.time_steps != 1:
+            raise ValueError("model.neuron.kind=relu knows no time. Set model.time_steps=1.")
+        return self
+
     def total_steps(self, train_images: int) -> int:
         """Optimiser steps of the whole run, on so many training images."""
         steps = self.optim.epochs * (train_images // self.data.batch_size)
         return min(steps, self.optim.max_steps or steps)
 
 
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
-
 # Fields that say where a run executes, not what it computes: a resume may change them.
 FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "data.uri", "data.loader", "data.threads"})
 # ... but these parts of `run` change the numbers.
 FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("pipelines") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def recipe_text(name_or_path: str) -> str:
-    """The YAML of a recipe, by name or by path. Raises UserError when there is none."""
-    is_path = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
-    if not is_path and name_or_path not in recipe_names():
-        raise UserError(
-            f"Unknown recipe {name_or_path!r}. Known: {', '.join(recipe_names())}. Or give the path of a .yaml file."
-        )
-    source = Path(name_or_path) if is_path else resources.files("pipelines") / "recipes" / f"{name_or_path}.yaml"
-    try:
-        return source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read recipe {name_or_path}: {error}. Give a recipe's name or a .yaml path.") from error
-
-
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """Recipe plus `a.b=c` overrides as a checked tree. Raises UserError for whatever is wrong with either."""
-    try:
-        tree = yaml.safe_load(recipe_text(name_or_path))
-    except _YAML_ERRORS as error:
-        raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"Recipe {name_or_path} must be a mapping of {', '.join(RunConfig.model_fields)}.")
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, origin=name_or_path)
 
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:
@@ -236,21 +242,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return key not in FIXED_IN_RUN and (key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r} is not of the form a.b=value, for example --set model.neuron.leak=0.25.")
-    *sections, leaf = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"--set {key}: {section!r} is a value, not a section.")
-    try:
-        tree[leaf] = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
 
 
 def _explain(item: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pipelines import checkpoint as checkpoints
 from pipelines import ray_driver, registry, tracking
 from pipelines.config import RunConfig, parse_config
@@ -11,10 +13,11 @@ from pipelines.data.loaders import check_data
 from pipelines.data.manifest import Manifest, ensure_verified
 from pipelines.home import data_folder, default_store, home
 from pipelines.lifecycle import tracked
-from pipelines.network import build_network
+from pipelines.network import build_network, build_optimizer
 from pipelines.progress import Say
 from pipelines.report import figures
 from pipelines.storage import Store, check_writable, open_store
+from pipelines.teacher import build_criterion
 from pipelines.version import code_version
 
 if TYPE_CHECKING:
@@ -36,8 +39,10 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     manifest = ensure_verified(
         folder, expect_name=config.data.dataset, expect_classes=config.model.num_classes, say=say
     )
-    check_data(folder, config.data, world=config.run.workers, time_steps=config.model.time_steps, say=say)
-    build_network(config.model)
+    check_data(folder, config.data, config.model, world=config.run.workers, say=say)
+    network = build_network(config.model)
+    build_optimizer(network, config.optim)
+    build_criterion(config, network, torch.device("cpu"))
     ray_driver.check_address()
     client = tracking.connect(str(config.tracking.uri))
     check_writable(open_store(str(config.checkpoint.uri)), home())

@@ -31,7 +31,7 @@ def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[
     data = model.card.data
     folder = data_folder(data_uri or data.uri, data.dataset)
     ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
-    loader = open_loader(folder, "val", data=data, seed=0, expect_steps=model.card.model.time_steps, say=say)
+    loader = open_loader(folder, "val", data=data, seed=0, model=model.card.model, say=say)
     clock: list[tuple[float, int]] = []
     try:
         result = means(evaluate(model.network, _batches(model, loader, clock)))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from agmm import models
-from pipelines.config import DataConfig, ModelConfig
+from agmm.optim import make_optimizer
+from pipelines.config import DataConfig, ModelConfig, OptimConfig
 from pipelines.errors import UserError
 
 
@@ -19,18 +21,37 @@ def build_network(config: ModelConfig) -> nn.Module:
         network = models.create_model(
             config.arch,
             num_classes=config.num_classes,
+            in_chans=config.in_chans,
             num_steps=config.time_steps,
             width=config.width,
             stem=config.stem,
             method=config.method,
             gate_kind=config.gate.kind,
             gate_scope=config.gate.scope,
-            **config.neuron.model_dump(),
+            norm=config.norm,
+            neuron=config.neuron.kind,
+            **config.neuron.model_dump(exclude={"kind"}),
         )
         # the layout in which CPU and GPU convolutions are fast
         return network.to(memory_format=torch.channels_last)
     except ValueError as error:
         raise UserError(f"Cannot build {config.arch}: {error}") from error
+
+
+def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimiser of a recipe over a network's parameters. Raises UserError where the method has no use for it."""
+    try:
+        return make_optimizer(
+            config.optimizer,
+            network,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            adaptivity=config.bop_adaptivity,
+            flip_threshold=config.bop_threshold,
+        )
+    except ValueError as error:
+        raise UserError(f"Cannot train with optim.optimizer={config.optimizer}: {error}") from error
 
 
 def normalise(images_BCHW: Tensor, data: DataConfig, device: torch.device) -> Tensor:

@@ -16,14 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from agmm.loop import NotFinite, evaluate, means, train_step
+from agmm.losses import Criterion
 from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
-from agmm.optim import learning_rate, make_sgd, set_learning_rate
+from agmm.optim import learning_rate, set_learning_rate
+from agmm.related import set_progress
 from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader, open_loader
-from pipelines.network import build_network, normalise
+from pipelines.network import build_network, build_optimizer, normalise
 from pipelines.storage import Store
+from pipelines.teacher import build_criterion
 from pipelines.window import Window
 
 _SAY_EVERY_S = 10.0
@@ -67,6 +70,7 @@ class State:
     network: nn.Module
     model: nn.Module  # the network as DDP wraps it
     optimizer: Optimizer
+    criterion: Criterion
     signs: dict[str, Tensor]
     position: Position = Position()
     metrics: dict[str, float] = field(default_factory=dict)
@@ -132,10 +136,8 @@ def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path) 
 def _start(plan: Plan) -> State:
     config, world = plan.config, plan.world
     network = build_network(config.model).to(world.device)
-    optimizer = make_sgd(
-        network, lr=config.optim.lr, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay
-    )
-    state = State(network, network, optimizer, signs(network))
+    optimizer = build_optimizer(network, config.optim)
+    state = State(network, network, optimizer, build_criterion(config, network, world.device), signs(network))
     found = checkpoints.load_newest(plan.outside.store, plan.outside.say if plan.is_main else _silent)
     if found is not None:
         _restore(state, found)
@@ -182,7 +184,8 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
-    optim, data = plan.config.optim, plan.config.data
+    data = plan.config.data
+    set_progress(state.network, state.position.step / plan.total)
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
     try:
         return train_step(
@@ -191,7 +194,7 @@ def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str,
             normalise(images, data, plan.world.device),
             labels.to(plan.world.device),
             precision=plan.config.run.precision,
-            label_smoothing=optim.label_smoothing,
+            criterion=state.criterion,
             loss_weight=len(labels) * plan.world.size / data.batch_size,
         )
     except NotFinite as error:

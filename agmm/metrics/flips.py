@@ -1,8 +1,12 @@
 """How often weight signs flip (Eq. 8), per layer."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from agmm.binary import BinaryConv2d
 
 
 def signed_layers(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -10,9 +14,16 @@ def signed_layers(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: layer.weight for name, layer in model.named_modules() if hasattr(layer, "weight_bits")}
 
 
+@torch.no_grad()
 def signs(model: nn.Module) -> dict[str, Tensor]:
     """Which weights act as +1, by layer: boolean tensors on the CPU (0.0 and -0.0 count as +1)."""
-    return {name: (weight.detach() >= 0).cpu() for name, weight in signed_layers(model).items()}
+    layers = ((name, layer) for name, layer in model.named_modules() if hasattr(layer, "weight_bits"))
+    return {name: (_acting(layer) >= 0).cpu() for name, layer in layers}
+
+
+def _acting(layer: Any) -> Tensor:
+    """The weights whose signs act: a method may shift its latent weights before it takes signs."""
+    return layer.binarise()[0] if isinstance(layer, BinaryConv2d) else layer.weight
 
 
 def flip_ratio(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:

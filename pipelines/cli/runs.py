@@ -17,7 +17,7 @@ from pipelines.cli.services import use_services
 @JSON
 def train(recipe: str, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
     """Train RECIPE, a name or the path of a YAML file: Ray Train, FFCV, MLflow, checkpoints."""
-    from pipelines.config import load_recipe
+    from pipelines.recipe import load_recipe
 
     config = load_recipe(recipe, overrides)
     use_services()
@@ -47,7 +47,7 @@ def recipes() -> None:
 @recipes.command("list")
 def recipes_list() -> None:
     """Names and first lines."""
-    from pipelines.config import recipe_names, recipe_text
+    from pipelines.recipe import recipe_names, recipe_text
 
     table([{"name": name, "what": recipe_text(name).splitlines()[0].lstrip("# ")} for name in recipe_names()], "none")
 
@@ -59,7 +59,7 @@ def recipesshow(recipe: str, overrides: tuple[str, ...]) -> None:
     """RECIPE as a run would use it, every default filled in."""
     import yaml
 
-    from pipelines.config import load_recipe
+    from pipelines.recipe import load_recipe
 
     click.echo(yaml.safe_dump(load_recipe(recipe, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
 
@@ -67,6 +67,6 @@ def recipesshow(recipe: str, overrides: tuple[str, ...]) -> None:
 @recipes.command("schema")
 def recipes_schema() -> None:
     """The JSON schema of a recipe, for editors."""
-    from pipelines.config import RunConfig
+    from pipelines.recipe import recipe_schema
 
-    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    click.echo(json.dumps(recipe_schema(), indent=2))

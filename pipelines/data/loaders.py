@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, ModelConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
 from pipelines.data.frames_loader import FramesEngine, check_kind
@@ -133,14 +133,14 @@ def open_loader(
     rank: int = 0,
     world: int = 1,
     expect_classes: int | None = None,
-    expect_steps: int | None = None,
+    model: ModelConfig | None = None,
     say: Say = lambda _: None,
 ) -> BatchLoader:
     """A loader of a built data set; `data.batch_size` is the global batch, of which this rank takes its share.
 
     "train" is shuffled and augmented, and drops the incomplete last batch; "val" is in order, each sample once over all
     ranks. Order and augmentation depend on (seed, epoch, sample id) alone: not on the loader, its threads or the world.
-    Event frames come through NumPy whatever `data.loader` says, and must have `expect_steps` time steps where given.
+    Event frames come through NumPy whatever `data.loader` says. The data must be what `model` takes, where it is given.
     Raises UserError for a data set that is missing, damaged, another, or smaller than a batch.
     """
     manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=expect_classes, say=say)
@@ -149,7 +149,7 @@ def open_loader(
     _check_batch(split, len(reader), data.batch_size, rank, world)
     share = _Share(split, len(reader), data, seed, rank, world)
     table = plan.new_table(len(reader))
-    check_kind(reader.layout.frames, data, expect_steps)
+    check_kind(reader.layout.frames, data, model)
     if split == "train":
         # A plan that cannot be filled is a user's mistake: better said now than at the first batch.
         plan.check_plan(reader.sizes, data.augment, data.resolution)
@@ -160,14 +160,16 @@ def open_loader(
     return BatchLoader(engine, backend, manifest, reader, table, share)
 
 
-def check_data(folder: str | Path, data: DataConfig, *, world: int, time_steps: int, say: Say = lambda _: None) -> None:
-    """Raise UserError for a batch, a crop, a loader or a T that cannot be, so that no worker starts in vain.
+def check_data(
+    folder: str | Path, data: DataConfig, model: ModelConfig, *, world: int, say: Say = lambda _: None
+) -> None:
+    """Raise UserError for a batch, a crop, a loader or a network that cannot be, so that no worker starts in vain.
 
     Says once where FFCV is missing and torch loads instead, or where FFCV was asked for and event frames do without.
     """
     reader = BetonReader(beton_path(folder, "train"))
     _check_batch("train", len(reader), data.batch_size, 0, world)
-    check_kind(reader.layout.frames, data, time_steps)
+    check_kind(reader.layout.frames, data, model)
     plan.check_plan(reader.sizes, data.augment, data.resolution)
     if reader.layout.frames is None:
         _choose(data.loader, say)

@@ -3,25 +3,34 @@ import itertools
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from agmm.methods import METHODS
 from agmm.metrics.cost import count_parameters
-from agmm.models.blocks import BlockSpec, SpikingBlock
-from agmm.modulation import KINDS, SCOPES
+from agmm.metrics.flips import signs
+from agmm.models.blocks import BatchNorm2d, BlockSpec, SpikingBlock, TemporalBatchNorm2d
+from agmm.modulation import KINDS
 
 NETWORKS = timm.list_models("agmm_*")
-TINY = {"num_classes": 5, "num_steps": 2, "width": 4, "stem": "cifar"}
+TINY = {"num_classes": 5, "num_steps": 2, "width": 4, "in_chans": 3}
+# published networks: the 3x3 convolutions that are binary
+BINARY_LAYERS = {"agmm_resnet18": 16, "agmm_resnet19": 16, "agmm_resnet34": 32, "agmm_vggsnn": 7}
 VARIANTS = [
-    *itertools.product(NETWORKS, ["agmm"], KINDS, SCOPES),
-    *itertools.product(NETWORKS, [name for name in METHODS if name != "agmm"], ["agmm"], ["sample"]),
+    *itertools.product(NETWORKS, METHODS, KINDS, ["sample"], ["bn"]),
+    *itertools.product(NETWORKS, ["agmm"], KINDS, ["channel"], ["tebn"]),
 ]
 
 
-@pytest.mark.parametrize(("arch", "method", "kind", "scope"), VARIANTS)
-def test_every_network_trains_and_round_trips(arch, method, kind, scope):
+def _options(arch):
+    """Tiny, and with a stem that leaves small images some pixels."""
+    return TINY if arch == "agmm_vggsnn" else TINY | {"stem": "cifar"}
+
+
+@pytest.mark.parametrize(("arch", "method", "kind", "scope", "norm"), VARIANTS)
+def test_every_network_trains_and_round_trips(arch, method, kind, scope, norm):
     torch.manual_seed(0)
-    build = {**TINY, "method": method, "gate_kind": kind, "gate_scope": scope}
+    build = _options(arch) | {"method": method, "gate_kind": kind, "gate_scope": scope, "norm": norm}
     model, images = timm.create_model(arch, **build), torch.randn(3, 3, 17, 13)
     logits = model(images)
     assert logits.shape == (2, 3, 5)
@@ -35,9 +44,9 @@ def test_every_network_trains_and_round_trips(arch, method, kind, scope):
     torch.testing.assert_close(twin.eval()(images), model(images), rtol=0, atol=0)
     torch.testing.assert_close(model(images.flip(0)), model(images).flip(1), rtol=1e-4, atol=1e-5)
     expected_bits = 32 if method == "full_precision" else 1
-    blocks = [m for m in model.modules() if isinstance(m, SpikingBlock)]
-    assert len(blocks) == 16
-    assert all(block.conv.weight_bits == expected_bits for block in blocks)
+    layers = [m for m in model.modules() if hasattr(m, "weight_bits")]
+    assert [layer.weight_bits for layer in layers] == [expected_bits] * BINARY_LAYERS[arch]
+    assert len(signs(model)) == BINARY_LAYERS[arch]
 
 
 def test_published_sizes_to_the_digit():
@@ -92,7 +101,7 @@ def _triangle(u):
 def test_block_equals_float64_autograd():
     """Eq. 1-7 and 11-16 composed, against autograd of the same formulas with the surrogates as smooth functions."""
     torch.manual_seed(3)
-    spec = BlockSpec(2, "agmm", "agmm", "sample", 0.5, 1.0, 1.0, False)
+    spec = BlockSpec(num_steps=2)
     block, x = SpikingBlock(4, 4, 1, spec), (torch.randn(2, 3, 4, 5, 5) + 0.5)
     upstream = torch.randn_like(x)
     x32, x64 = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -106,24 +115,83 @@ def test_block_equals_float64_autograd():
         torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-3, atol=1e-4)
 
 
-def test_timm_contract():
-    model = timm.create_model("agmm_resnet18", **TINY)
-    features = model.forward_features(torch.randn(2, 3, 16, 16))
-    assert features.shape == (2, 2, 32, 2, 2)
-    assert model.forward_head(features, pre_logits=True).shape == (2, 2, model.num_features)
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_timm_contract(arch):
+    model, images = timm.create_model(arch, **_options(arch)), torch.randn(2, 3, 32, 32)
+    features = model.forward_features(images)
+    assert features.ndim == 5
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, 2, model.num_features)
+    assert model.num_features == model.head_hidden_size == model.get_classifier().in_features
     model.reset_classifier(7)
-    assert model.get_classifier().out_features == 7
-    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 2, 7)
+    assert model.get_classifier().out_features == model.num_classes == 7
+    assert model(images).shape == (2, 2, 7)
+    model.reset_classifier(0)
+    model.eval()
+    torch.testing.assert_close(model(images), model.forward_head(model.forward_features(images), pre_logits=True))
+    with pytest.raises(ValueError, match="pooling"):
+        model.reset_classifier(7, global_pool="max")
 
 
-@pytest.mark.parametrize(("field", "value"), [("method", "agm"), ("stem", "big"), ("gate_kind", "x"), ("leak", 2.0)])
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_frames_that_stand_still_are_an_image(arch):
+    """The stem runs once on an image; on frames [T, B, C, H, W] it runs on each."""
+    model, images = timm.create_model(arch, **_options(arch)).eval(), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(images.expand(2, -1, -1, -1, -1)), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((3, 2, 3, 8, 8), "2 time steps and the frames 3"), ((2, 2, 8, 8), "takes images"), ((3, 8, 8), "takes images")],
+)
+def test_an_input_that_does_not_fit_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("agmm_resnet18", **_options("agmm_resnet18"))(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("method", "agm"),
+        ("stem", "big"),
+        ("gate_kind", "x"),
+        ("leak", 2.0),
+        ("norm", "ln"),
+        ("neuron", "lfi"),
+        ("reset", "x"),
+    ],
+)
 def test_wrong_arguments_name_what_is_allowed(field, value):
     with pytest.raises(ValueError, match=r"Known: |must be within"):
         timm.create_model("agmm_resnet18", **{**TINY, field: value})
 
 
+def test_temporal_norm_is_batch_norm_times_a_factor_per_step():
+    norm, plain, x = TemporalBatchNorm2d(3, 2), BatchNorm2d(3), torch.randn(8, 3, 4, 4)
+    torch.testing.assert_close(norm(x), plain(x))
+    with torch.no_grad():
+        norm.factor.copy_(torch.tensor([2.0, -1.0]))
+    torch.testing.assert_close(norm(x), torch.cat([2 * plain(x)[:4], -plain(x)[4:]]))
+    with pytest.raises(ValueError, match="2 time steps and got a batch of 7"):
+        norm(x[:7])
+
+
+def test_vggsnn_has_no_stem_to_choose():
+    with pytest.raises(ValueError, match="no stem"):
+        timm.create_model("agmm_vggsnn", stem="cifar")
+
+
+def test_vggsnn_is_the_published_one():
+    """64-128-P-256-256-P-512-512-P-512-512-P-linear on 48 x 48: the head sees 512 channels at 3 x 3 places."""
+    model = timm.create_model("agmm_vggsnn", num_classes=10, num_steps=2)
+    convs = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert convs == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert model.forward_features(torch.zeros(2, 1, 2, 48, 48)).shape == (2, 1, 512, 3, 3)
+    assert model.get_classifier().in_features == 512 * 9
+
+
 def test_bf16_keeps_state_in_float32():
-    model = timm.create_model("agmm_resnet18", **TINY)
+    model = timm.create_model("agmm_resnet18", **_options("agmm_resnet18"))
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(torch.randn(2, 3, 16, 16))
     assert logits.dtype == torch.float32

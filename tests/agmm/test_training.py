@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from agmm.loop import NotFinite, evaluate, means, train_step
 from agmm.losses import mean_step_cross_entropy
 from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
-from agmm.optim import learning_rate, make_sgd, parameter_groups
+from agmm.optim import learning_rate, make_optimizer, parameter_groups
 
 
 def _tiny(**kwargs):
@@ -70,7 +70,7 @@ def test_learning_rate_by_hand(step, rate):
 
 def test_a_step_lowers_the_loss_on_its_batch():
     model = _tiny()
-    optimizer = make_sgd(model, lr=0.05, momentum=0.9, weight_decay=0.0)
+    optimizer = make_optimizer("sgd", model, lr=0.05, momentum=0.9, weight_decay=0.0)
     images, target = torch.randn(8, 3, 12, 12), torch.arange(8) % 4
     losses = [train_step(model, optimizer, images, target)["loss"] for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]

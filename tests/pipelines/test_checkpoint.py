@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from agmm.metrics.flips import pack_signs, signs
-from agmm.optim import make_sgd
+from agmm.optim import make_optimizer
 from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.errors import ServiceError
@@ -21,7 +21,7 @@ def store(tmp_path):
 def trained(tiny_config):
     """A network and optimiser with momentum."""
     network = build_network(tiny_config.model)
-    optimizer = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    optimizer = make_optimizer("sgd", network, lr=0.1, momentum=0.9, weight_decay=1e-4)
     network(torch.randn(2, 3, 16, 16)).square().sum().backward()
     optimizer.step()
     return network, optimizer
@@ -51,7 +51,7 @@ def test_round_trip(store, trained, tiny_config):
     assert (loaded.position, loaded.config, loaded.metrics) == (saved.position, saved.config, saved.metrics)
 
     twin = build_network(tiny_config.model)
-    optimizer = make_sgd(twin, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    optimizer = make_optimizer("sgd", twin, lr=0.1, momentum=0.9, weight_decay=1e-4)
     checkpoints.restore_optimizer(optimizer, loaded.optimizer)
     restored = checkpoints.optimizer_tensors(optimizer)
     assert restored.keys() == saved.optimizer.keys()

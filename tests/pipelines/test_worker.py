@@ -18,7 +18,7 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 def _changed(tree, **sections):
-    merged = {key: {**tree[key], **value} for key, value in sections.items()}
+    merged = {key: {**tree.get(key, {}), **value} for key, value in sections.items()}
     return parse_config({**tree, **merged}, origin="test")
 
 
@@ -62,8 +62,27 @@ class _Cut(Exception):
 @pytest.mark.parametrize("cut_after", [1, 2])
 def test_interrupted_and_resumed_equals_uninterrupted(tiny_tree, tmp_path, monkeypatch, every, cut_after):
     """Byte for byte: weights, buffers, momentum, sign history, also in the middle of an epoch."""
-    config = _changed(tiny_tree, checkpoint={"every": every})
-    _run(config, tmp_path / "straight")
+    _cut_and_compare(_changed(tiny_tree, checkpoint={"every": every}), tmp_path, monkeypatch, cut_after)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"method": "q_snn"}},
+        {"model": {"method": "recu"}},
+        {"optim": {"optimizer": "bop", "bop_adaptivity": 0.01}},
+        {"model": {"neuron": {"kind": "plif", "reset": "soft"}, "norm": "tebn"}, "loss": {"tet": 0.1}},
+        {"model": {"method": "vanilla", "time_steps": 1, "neuron": {"kind": "relu"}}},
+    ],
+)
+def test_every_method_learns_and_resumes(tiny_tree, tmp_path, monkeypatch, changes):
+    """What follows the progress of the training, or has state of its own, is the same after a resume."""
+    metrics = _cut_and_compare(_changed(tiny_tree, **changes), tmp_path, monkeypatch, 2)
+    assert metrics["top1"] > 0.5
+
+
+def _cut_and_compare(config, tmp_path, monkeypatch, cut_after):
+    metrics, _, _, _ = _run(config, tmp_path / "straight")
 
     saves, real_save = [], checkpoints.save
 
@@ -84,6 +103,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_tree, tmp_path, monke
         before, after = getattr(straight, part), getattr(cut, part)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+    return metrics
 
 
 def test_every_image_is_in_a_reported_window(tiny_tree, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.config import AugmentConfig, DataConfig
+from pipelines.config import AugmentConfig, DataConfig, ModelConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
 from pipelines.data.build import build
@@ -25,6 +25,8 @@ from pipelines.network import normalise
 ROLL = AugmentConfig(crop="roll", roll=5)
 PAD = AugmentConfig(crop="pad", padding=4)
 NONE = AugmentConfig(crop="none", flip=False)
+
+EVENTS = ModelConfig(in_chans=2, time_steps=3)
 
 Opener = Callable[..., BatchLoader]
 
@@ -154,29 +156,38 @@ def test_validation_sees_every_sample_once(opened: Opener) -> None:
 )
 def test_options_for_images_are_refused(recordings: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        check_data(recordings, config(**changes), world=1, time_steps=3)
+        check_data(recordings, config(**changes), EVENTS, world=1)
     with pytest.raises(UserError, match=says):
         open_loader(recordings, "train", data=config(**changes), seed=0)
 
 
 def test_another_t_is_refused(recordings: Path) -> None:
+    other = EVENTS.model_copy(update={"time_steps": 4})
     with pytest.raises(UserError, match=r"of 3 time steps, the network 4\. Set model\.time_steps=3, .*--frames 4"):
-        check_data(recordings, config(), world=1, time_steps=4)
+        check_data(recordings, config(), other, world=1)
     with pytest.raises(UserError, match="3 time steps"):
-        open_loader(recordings, "val", data=config(), seed=0, expect_steps=4)
+        open_loader(recordings, "val", data=config(), seed=0, model=other)
+
+
+def test_a_network_for_images_is_refused(recordings: Path, square: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.in_chans=3 takes .* waves has event frames.*Set model\.in_chans=2"):
+        check_data(recordings, config(), ModelConfig(time_steps=3), world=1)
+    data = DataConfig(dataset="square", resolution=32, batch_size=4)
+    with pytest.raises(UserError, match=r"model\.in_chans=2 takes .* square has RGB images. Set model\.in_chans=3"):
+        check_data(square, data, EVENTS, world=1)
 
 
 def test_asking_for_ffcv_is_answered(recordings: Path) -> None:
     said: list[str] = []
-    check_data(recordings, config(loader="ffcv"), world=1, time_steps=3, say=said.append)
+    check_data(recordings, config(loader="ffcv"), EVENTS, world=1, say=said.append)
     assert said == ["event frames are read by NumPy from a memory map, not by FFCV: there is nothing to decode"]
 
 
 def test_images_do_not_roll(square: Path) -> None:
     data = DataConfig(dataset="square", resolution=32, batch_size=4, augment=ROLL)
     with pytest.raises(UserError, match=r"crop=roll is for event frames"):
-        check_data(square, data, world=1, time_steps=9)
-    check_data(square, data.model_copy(update={"augment": PAD}), world=1, time_steps=9)
+        check_data(square, data, ModelConfig(), world=1)
+    check_data(square, data.model_copy(update={"augment": PAD}), ModelConfig(), world=1)
 
 
 def test_frames_become_counts_with_time_first() -> None:

@@ -1,0 +1,78 @@
+"""The training loss of a recipe, and the teacher that may be part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from agmm import models
+from agmm.loop import precision_context
+from agmm.losses import Criterion, FiringPenalty
+from agmm.methods import get_method
+from pipelines.config import DataConfig, DistillConfig, RunConfig
+from pipelines.errors import UserError
+
+
+def build_criterion(config: RunConfig, network: nn.Module, device: torch.device) -> Criterion:
+    """The loss that a recipe trains `network` with. Raises UserError for a teacher that cannot teach it."""
+    weight = get_method(config.model.method).firing_penalty
+    distill = config.loss.distill
+    return Criterion(
+        label_smoothing=config.optim.label_smoothing,
+        tet=config.loss.tet,
+        teacher=_teacher(config, device) if distill.teacher else None,
+        distill=distill.share,
+        temperature=distill.temperature,
+        penalty=FiringPenalty(network, weight).take if weight else None,
+    )
+
+
+def _teacher(config: RunConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A frozen network: what the student sees to logits `[B, K]`."""
+    distill, precision = config.loss.distill, config.run.precision
+    network = _load(distill, config.model.num_classes).to(device).eval().requires_grad_(False)
+    renormalise = _renormalise(network, config.data, device) if distill.pretrained else lambda images: images
+
+    @torch.no_grad()
+    def teach(images: Tensor) -> Tensor:
+        with precision_context(images.device, precision):
+            logits = network(renormalise(images))
+        return logits.mean(0) if logits.ndim == 3 else logits  # a spiking teacher gives [T, B, K]
+
+    return teach
+
+
+def _load(distill: DistillConfig, num_classes: int) -> nn.Module:
+    name = str(distill.teacher)
+    if not models.is_model(name):
+        raise UserError(f"Unknown teacher {name!r}. Allowed: any name of timm.list_models(). Set loss.distill.teacher.")
+    try:
+        # a published head is kept as it is, to be compared with the recipe's classes below
+        classes = {} if distill.pretrained else {"num_classes": num_classes}
+        network = models.create_model(name, pretrained=distill.pretrained, **classes, **distill.options)
+        if distill.weights:
+            network.load_state_dict(load_file(Path(distill.weights).expanduser()))
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"Cannot load teacher {name}: {error}. Check loss.distill.weights and loss.distill.options."
+        ) from error
+    if network.num_classes != num_classes:
+        raise UserError(
+            f"Teacher {name} knows {network.num_classes} classes, the recipe has {num_classes}. "
+            "Take a teacher that was trained on the recipe's classes, by loss.distill.weights."
+        )
+    return network
+
+
+def _renormalise(network: nn.Module, data: DataConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From the recipe's mean and deviation to those that the published weights were trained with."""
+    cfg: Any = network.pretrained_cfg
+    ours = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (data.mean, data.std)]
+    theirs = [torch.tensor(cfg[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std")]
+    return lambda images: (images * ours[1] + ours[0] - theirs[0]) / theirs[1]
