@@ -39,7 +39,7 @@ def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[
     data = model.card.data
     folder = data_folder(data_uri or data.uri, data.dataset)
     ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
-    loader = open_loader(folder, "val", data=data, seed=0, say=say)
+    loader = open_loader(folder, "val", data=data, seed=0, model=model.card.model, say=say)
     clock: list[tuple[float, int]] = []
     network = model.network.to("cuda" if torch.cuda.is_available() else "cpu")
     firing, operations = FiringMeter(network, model.card.model.time_steps), OperationMeter(network)
