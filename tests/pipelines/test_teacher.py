@@ -70,13 +70,16 @@ def test_q_snn_brings_its_penalty_and_others_none(tiny_tree):
         ({"teacher": "test_resnet", "weights": "/none/t.safetensors"}, "Cannot load teacher test_resnet"),
         ({"teacher": "test_vit", "weights": "{w}"}, "Cannot load teacher test_vit"),
         ({"teacher": "test_resnet", "weights": "{w}", "options": {"colour": 1}}, "Cannot load teacher"),
-        ({"teacher": "test_vit", "weights": "{v}"}, "does not take the student's images .B, 3, 16, 16."),
+        (
+            {"teacher": "test_resnet", "weights": "{g}", "options": {"in_chans": 1}},
+            "does not take the student's images .B, 3, 16, 16.",
+        ),
     ],
 )
 def test_a_teacher_that_cannot_be_had_is_refused(tiny_tree, tmp_path, weights, distill, words):
-    vit = str(tmp_path / "vit.safetensors")
-    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), vit)
-    config = _config(tiny_tree, **{**distill, "weights": distill["weights"].format(w=weights[1], v=vit)})
+    grey = str(tmp_path / "grey.safetensors")
+    save_file(timm.create_model("test_resnet", num_classes=3, in_chans=1).state_dict(), grey)
+    config = _config(tiny_tree, **{**distill, "weights": distill["weights"].format(w=weights[1], g=grey)})
     with pytest.raises(UserError, match=words):
         build_criterion(config, build_network(config.model), CPU)
 
