@@ -51,7 +51,7 @@ class LearnedScaleConv2d(BinaryConv2d):
 class ScheduledConv2d(BinaryConv2d):
     """A binary convolution that changes with `progress`, the share of the training that is done, 0 to 1."""
 
-    latent_may_be_sign = False
+    acts_by_own_sign = False
     progress: Tensor
 
     def __init__(

@@ -1,9 +1,10 @@
-"""Exact validation of a model on a built data set: every image counted once."""
+"""Exact validation of a model on a built data set: every image counted once, operations and spikes with it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from agmm.loop import evaluate, means
 from agmm.metrics.cost import count_parameters
+from agmm.metrics.energy import energy_mj
+from agmm.metrics.firing import FiringMeter, firing_rates, total_firing_rate
+from agmm.metrics.operations import OperationMeter, totals
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
 from pipelines.home import data_folder
@@ -20,7 +24,11 @@ from pipelines.registry import Model, load_model
 
 
 def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Load a model, verify its data, and measure: `top1` and `top5` (0 to 1), `loss`, `count`, `size_mb`, and more.
+    """Load a model, verify its data, and measure on every image of its validation split.
+
+    Returns:
+        `top1` and `top5` (0 to 1), `loss`, `count`, `size_mb`; the `firing` rate; `sops`, `macs` and, by convention,
+        `energy_mj` of one image; the same by layer as `layers` and `firing_by_step`; and where all of it came from.
 
     Raises:
         UserError: where the model or the data are not what they should be.
@@ -33,13 +41,28 @@ def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[
     ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
     loader = open_loader(folder, "val", data=data, seed=0, model=model.card.model, say=say)
     clock: list[tuple[float, int]] = []
+    network = model.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    firing, operations = FiringMeter(network, model.card.model.time_steps), OperationMeter(network)
     try:
-        result = means(evaluate(model.network, _batches(model, loader, clock)))
+        with firing.measuring(), operations.measuring():
+            result = means(evaluate(network, _batches(model, loader, clock)))
     finally:
         loader.close()
     size = count_parameters(model.network).megabytes
     about = {"model": uri, "run_id": model.card.run_id, "checkpoint": model.checkpoint, "size_mb": size}
-    return about | {"data": str(folder)} | result | {"images_per_second": _speed(clock)}
+    about |= {"data": str(folder)} | result | {"images_per_second": _speed(clock)}
+    return about | _costs(operations, result["count"]) | _firing(firing)
+
+
+def _costs(operations: OperationMeter, images: float) -> dict[str, Any]:
+    layers = operations.per_image(images)
+    sums = totals(layers)
+    return sums | {"energy_mj": energy_mj(**sums), "layers": [asdict(layer) for layer in layers]}
+
+
+def _firing(meter: FiringMeter) -> dict[str, Any]:
+    by_step = firing_rates(meter.names, meter.counts_LT2)
+    return {"firing": total_firing_rate(meter.counts_LT2), "firing_by_step": by_step}
 
 
 def _speed(clock: list[tuple[float, int]]) -> float | None:
@@ -50,8 +73,7 @@ def _speed(clock: list[tuple[float, int]]) -> float | None:
 
 def _batches(model: Model, loader: BatchLoader, clock: list[tuple[float, int]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised batches; `clock` gets the time at which each was done, and its images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.network.to(device)
+    device = next(model.network.parameters()).device
     with Progress(loader.samples, "evaluate", "image") as progress:
         for images, labels in loader.epoch(0):
             yield normalise(images, model.card.data, device), labels.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -36,7 +37,36 @@ def evaluate(model: str, data_uri: str | None, as_json: bool) -> None:
     from pipelines.evaluate import evaluate_model
     from pipelines.home import default_tracking_uri
 
-    show(evaluate_model(model, data_uri, default_tracking_uri(), say), as_json)
+    result = evaluate_model(model, data_uri, default_tracking_uri(), say)
+    show(result if as_json else _summary(result), as_json)
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    """What a person reads of an evaluation: all but the rows by layer, which `--json` has."""
+    from pipelines.config import flatten
+
+    return flatten({key: value for key, value in result.items() if key not in ("layers", "firing_by_step")})
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
+@click.option("--points", type=int, default=21, show_default=True, help="Points along each axis; odd.")
+@click.option("--span", type=float, default=1.0, show_default=True, help="Length of the axes to either side.")
+@click.option("--images", type=int, default=1000, show_default=True, help="Validation images, the first ones.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the two directions.")
+@click.option("--out", required=True, metavar="FOLDER", help="Where to; what is there already is gone on with.")
+@JSON
+def landscape(model: str, data_uri: str | None, out: str, as_json: bool, **grid: Any) -> None:
+    """Loss of MODEL around its weights, along two filter-normalised random directions."""
+    use_services()
+    from pathlib import Path
+
+    from pipelines.home import default_tracking_uri
+    from pipelines.landscape import Grid
+    from pipelines.landscape import landscape as compute
+
+    show(compute(model, data_uri, Grid(**grid), Path(out), default_tracking_uri(), say), as_json)
 
 
 @click.group()

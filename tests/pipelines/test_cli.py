@@ -38,7 +38,11 @@ def test_help_of_every_command(capsys):
     [
         (["train", "no_such"], 2, "Unknown recipe 'no_such'. Known: cifar10"),
         (["train", "fashion_mnist_resnet18"], 2, "agmm data build"),
-        (["train", "fashion_mnist_resnet18", "--set", "optim.rate=1"], 2, "optim.rate: unknown key. Known here: optimizer"),
+        (
+            ["train", "fashion_mnist_resnet18", "--set", "optim.rate=1"],
+            2,
+            "optim.rate: unknown key. Known here: opt",
+        ),
         (["train"], 2, "Missing argument 'RECIPE'"),
         (["fly"], 2, "No such command 'fly'"),
         (["data", "build", "missing-folder"], 2, "missing-folder"),

@@ -1,11 +1,42 @@
+import pytest
 from pydantic import BaseModel
 
-from pipelines.config import (
-    RunConfig,
-    config_differences,
-    flatten,
-    parse_config,
+from pipelines.config import RunConfig, config_differences, flatten, parse_config
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ([], [224] * 20),
+        (["start=128", "from_epoch=2", "to_epoch=8"], [128] * 4 + [160] + [192] * 3 + [224] * 12),
+        (["start=100", "to_epoch=2", "multiple=50"], [100, 150] + [224] * 18),
+    ],
 )
+def test_the_resolution_grows_by_hand(changes, sizes):
+    """A straight line from 128 to 224 over six epochs: 128, 144, 160, 176, 192, 208; halves round to even multiples."""
+    config = load_recipe("imagenet_resnet18", [f"data.progressive.{change}" for change in changes])
+    assert [config.data.resolution_in(epoch) for epoch in range(20)] == sizes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.progressive.start=300"], ["at most resolution", "300 and 224"]),
+        (["data.progressive.start=128", "data.augment.crop=pad"], ["crop=pad", "use crop=random_resized"]),
+        (["data.progressive.from_epoch=9"], ["before to_epoch", "9 and 1"]),
+        (["data.progressive.end=9"], ["unknown key", "start, from_epoch, to_epoch, multiple"]),
+        (["data.augment.policy=auto"], ["autoaugment_cifar10", "'auto'"]),
+        (["data.augment.randaugment.magnitude=31"], ["less than or equal to 30", "31"]),
+        (["data.augment.mix.alpha=1"], ["unknown key", "mixup, cutmix"]),
+    ],
+)
+def test_mistakes_in_augmentation_are_explained(overrides, words):
+    with pytest.raises(UserError) as caught:
+        load_recipe("imagenet_resnet18", overrides)
+    for word in words:
+        assert word in str(caught.value)
 
 
 def test_the_tree_survives_a_round_trip(tiny_config):
