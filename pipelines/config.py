@@ -46,9 +46,9 @@ class MixConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """What training does to an image, in this order, or to all frames of a recording.
+    """What training does, in this order, to an image or alike to all frames of a recording.
 
-    Every draw is a function of (seed, epoch, sample id).
+    Every draw is a function of (seed, epoch, sample id). Event frames take crop, padding, roll and flip only.
     """
 
     crop: Literal["none", "pad", "random_resized", "roll"] = Field(
