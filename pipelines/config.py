@@ -225,7 +225,7 @@ class ExecutionConfig(_Section):
     measure: Literal["none", "epoch", "step"] = Field(
         "step",
         description="epoch: firing, latent weights, gradients of its last step; step: also flips from step to step; "
-        "none: only the epoch's flips",
+        "none: only the epoch's flips. A compiled network has no firing and no gradients",
     )
     log_every: int = Field(20, ge=1, description="steps between progress lines and training metrics")
 

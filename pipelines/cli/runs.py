@@ -53,7 +53,7 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
 @click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
 @click.option("--points", type=int, default=21, show_default=True, help="Points along each axis; odd.")
 @click.option("--span", type=float, default=1.0, show_default=True, help="Length of the axes to either side.")
-@click.option("--images", type=int, default=1000, show_default=True, help="Validation images, the first ones.")
+@click.option("--images", type=int, default=1000, show_default=True, help="Validation images, spread over the split.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two directions.")
 @click.option("--out", required=True, metavar="FOLDER", help="Where to; what is there already is gone on with.")
 @JSON
