@@ -17,7 +17,8 @@ from pipelines.data.events import Events, FrameRule
 from pipelines.data.samples import Sample, Source
 from pipelines.evaluate import evaluate_model
 from pipelines.storage import open_store
-from pipelines.worker import Outside, World, run
+from pipelines.worker import run
+from pipelines.world import Outside, World
 
 SHAPE = (3, 2, 16, 16)
 

@@ -15,7 +15,8 @@ from pipelines.data.samples import Sample, Source
 from pipelines.data.sources import choose_frames
 from pipelines.recipe import load_recipe, recipe_names
 from pipelines.storage import open_store
-from pipelines.worker import Outside, World, run
+from pipelines.worker import run
+from pipelines.world import Outside, World
 
 STEPS, BATCH = 20, 4
 CLASSES = ("red", "green", "blue")
