@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,33 +13,59 @@ from agmm.loop import evaluate, means
 from agmm.metrics.cost import count_parameters
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
+from pipelines.errors import UserError
 from pipelines.home import data_folder
 from pipelines.network import normalise
 from pipelines.progress import Progress
 from pipelines.registry import Model, load_model
 
 
-def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate_model(
+    uri: str,
+    data_uri: str | None,
+    tracking: str,
+    say: Callable[[str], None],
+    time_steps: Sequence[int] = (),
+) -> dict[str, Any]:
     """Load a model, verify its data, and measure: `top1` and `top5` (0 to 1), `loss`, `count`, `size_mb`, and more.
 
+    `time_steps` asks for other T than the model's own; of several, what is measured comes as `rows`, one for each.
+
     Raises:
-        UserError: where the model or the data are not what they should be.
+        UserError: where the model or the data are not what they should be, or the model cannot run over such a T.
         ServiceError: where a service does not answer.
 
     """
     model = load_model(uri, tracking)
+    chosen = list(time_steps) or [model.card.model.time_steps]
+    for steps in chosen:
+        _set_time_steps(model, steps)
     data = model.card.data
     folder = data_folder(data_uri or data.uri, data.dataset)
     ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
     loader = open_loader(folder, "val", data=data, seed=0, say=say)
-    clock: list[tuple[float, int]] = []
     try:
-        result = means(evaluate(model.network, _batches(model, loader, clock)))
+        rows = [_measure(model, loader, steps) for steps in chosen]
     finally:
         loader.close()
     size = count_parameters(model.network).megabytes
     about = {"model": uri, "run_id": model.card.run_id, "checkpoint": model.checkpoint, "size_mb": size}
-    return about | {"data": str(folder)} | result | {"images_per_second": _speed(clock)}
+    return about | {"data": str(folder)} | (rows[0] if len(rows) == 1 else {"rows": rows})
+
+
+def _set_time_steps(model: Model, steps: int) -> None:
+    try:
+        model.network.set_num_steps(steps)
+    except ValueError as error:
+        raise UserError(f"Cannot evaluate {model.uri} with --time-steps {steps}: {error}") from error
+
+
+def _measure(model: Model, loader: BatchLoader, steps: int) -> dict[str, Any]:
+    """What the model does over `steps` time steps on every image of the loader."""
+    _set_time_steps(model, steps)
+    clock: list[tuple[float, int]] = []
+    result = means(evaluate(model.network, _batches(model, loader, clock)))
+    return {"time_steps": steps} | result | {"images_per_second": _speed(clock)}
 
 
 def _speed(clock: list[tuple[float, int]]) -> float | None:
