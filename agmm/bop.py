@@ -19,10 +19,15 @@ class Bop(SGD):
 
     def step(self, closure: Any = None) -> Any:
         """One update. Binary weights are +-1 before and after."""
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             if "flip_threshold" in group:
                 self._flip(group)
-        return super().step(closure)
+        self.param_groups = [group for group in groups if "flip_threshold" not in group]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
 
     @torch.no_grad()
     def _flip(self, group: dict[str, Any]) -> None:
@@ -35,7 +40,6 @@ class Bop(SGD):
             momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
             momentum.lerp_(weight.grad, rate)
             weight.copy_(torch.where(_flips(momentum, weight, group["flip_threshold"]), -weight, weight))
-            weight.grad = None  # SGD passes over weights without a gradient
 
 
 def _flips(momentum: Tensor, weight: Tensor, threshold: float) -> Tensor:
@@ -49,7 +53,7 @@ def binary_weights(model: nn.Module) -> list[Tensor]:
     Raises ValueError where there are none, or where the method takes signs of something else than its weights.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BinaryConv2d)]
-    if not layers or not all(layer.latent_may_be_sign for layer in layers):
+    if not layers or not all(layer.acts_by_own_sign for layer in layers):
         raise ValueError(
             "Bop flips weights that are plain signs; this method has none. "
             "Set model.method to agmm, vanilla, xnor or xnor_learned, or optim.optimizer=sgd."

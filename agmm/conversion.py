@@ -6,13 +6,13 @@ Levels multiply spikes and stay out of the weights, so that binary weights stay 
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agmm.metrics.hooks import hooked
 from agmm.neuron import Rectify
 
 
@@ -21,7 +21,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], percentile: float =
     """The level of every `Rectify` of `network`, by its name, from normalised images `[B, C, H, W]`.
 
     It is the percentile of the layer's activations in a batch, zeros included, averaged over batches by their images;
-    their maximum would grow with the number of batches. The network is left in the mode it was in.
+    their maximum would grow with the number of batches. A layer whose percentile is 0 stays silent. The network is left
+    in the mode it was in.
 
     Raises:
         ValueError: for a percentile that is not above 0 and at most 100, a network without `Rectify`, and no images.
@@ -32,28 +33,24 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], percentile: float =
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Rectify)}
     if not layers:
         raise ValueError("The network has no rectified activations to convert. Train it with model.neuron.kind=relu.")
-    sums, images = dict.fromkeys(layers, 0.0), 0
-    hooks = [layer.register_forward_hook(partial(_add, sums, name, percentile)) for name, layer in layers.items()]
+    sums, images = [0.0] * len(layers), 0
+
+    def add(number: int, _layer: nn.Module, _inputs: tuple[Any, ...], activations_TB: Tensor) -> None:
+        values = activations_TB.float().cpu().numpy()  # torch.quantile takes 16 million values at most
+        sums[number] += float(np.percentile(values, percentile)) * activations_TB.shape[1]
+
     was_training = network.training
     network.eval()
     try:
-        for batch in batches:
-            network(batch)
-            images += len(batch)
+        with hooked(layers, add):
+            for batch in batches:
+                network(batch)
+                images += len(batch)
     finally:
         network.train(was_training)
-        for hook in hooks:
-            hook.remove()
     if images == 0:
         raise ValueError("There are no images to calibrate with.")
-    return {name: total / images for name, total in sums.items()}
-
-
-def _add(sums: dict[str, float], name: str, percentile: float, *call: Any) -> None:
-    """A forward hook: the batch's level, times its images."""
-    activations_TB = call[-1]
-    values = activations_TB.float().cpu().numpy()  # torch.quantile takes 16 million values at most
-    sums[name] += float(np.percentile(values, percentile)) * activations_TB.shape[1]
+    return {name: total / images for name, total in zip(layers, sums, strict=True)}
 
 
 def rate_coded(state: dict[str, Tensor], levels: dict[str, float]) -> dict[str, Tensor]:

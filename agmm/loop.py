@@ -26,7 +26,7 @@ def train_step(
     model: nn.Module,
     optimizer: Optimizer,
     images: Tensor,
-    target_B: Tensor,
+    target: Tensor,
     *,
     precision: str = "fp32",
     criterion: Criterion = _CROSS_ENTROPY,
@@ -36,12 +36,13 @@ def train_step(
 
     Args:
         images: normalised images `[B, C, H, W]` or frames `[T, B, C, H, W]`, on the model's device.
+        target: classes [B], or shares of the classes [B, K] for mixed images.
         criterion: the loss.
         loss_weight: multiplies the loss for the gradient only; ranks with unequal slices of a global batch weigh
             theirs by `len(slice) * world / len(batch)`, so that averaged gradients are those of the whole batch.
 
     Returns:
-        `loss` (mean over the batch) and `correct` (images whose mean logits are right).
+        `loss` (mean over the batch) and `correct` (images whose mean logits are right: name the largest share's class).
 
     Raises:
         NotFinite: before the update, when the loss is NaN or infinite.
@@ -50,13 +51,14 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     with precision_context(images.device, precision):
         logits_TBK = model(images)
-    loss = criterion(logits_TBK, target_B, images)
+    loss = criterion(logits_TBK, target, images)
     value = loss.item()
     if not math.isfinite(value):
         raise NotFinite(f"the loss is {value}")
     (loss * loss_weight).backward()
     optimizer.step()
-    return {"loss": value, "correct": float(_correct(logits_TBK, target_B, 1))}
+    classes_B = target if target.ndim == 1 else target.argmax(dim=1)
+    return {"loss": value, "correct": float(_correct(logits_TBK, classes_B, 1))}
 
 
 @torch.inference_mode()

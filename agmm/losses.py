@@ -10,10 +10,13 @@ from torch.nn import functional as F
 from agmm.neuron import LIF
 
 
-def mean_step_cross_entropy(logits_TBK: Tensor, target_B: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over t and samples of the cross-entropy of each step's logits (TET with lambda = 0). A scalar."""
-    steps = logits_TBK.shape[0]
-    return F.cross_entropy(logits_TBK.flatten(0, 1), target_B.repeat(steps), label_smoothing=label_smoothing)
+def mean_step_cross_entropy(logits_TBK: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Mean over t and samples of the cross-entropy of each step's logits (TET with lambda = 0). A scalar.
+
+    `target` holds classes [B] or, for mixed images, shares of the classes [B, K]; smoothing applies to either.
+    """
+    target_TB = target.expand(logits_TBK.shape[0], *target.shape)
+    return F.cross_entropy(logits_TBK.flatten(0, 1), target_TB.flatten(0, 1), label_smoothing=label_smoothing)
 
 
 def temporal_regulariser(logits_TBK: Tensor) -> Tensor:
@@ -82,9 +85,9 @@ class Criterion:
     temperature: float = 1.0
     penalty: Callable[[], Tensor] | None = None
 
-    def __call__(self, logits_TBK: Tensor, target_B: Tensor, images: Tensor) -> Tensor:
-        """The loss of a batch, a scalar; `images` are what the network saw."""
-        loss = mean_step_cross_entropy(logits_TBK, target_B, label_smoothing=self.label_smoothing)
+    def __call__(self, logits_TBK: Tensor, target: Tensor, images: Tensor) -> Tensor:
+        """The loss of a batch, a scalar; `target` as in `mean_step_cross_entropy`, `images` what the network saw."""
+        loss = mean_step_cross_entropy(logits_TBK, target, label_smoothing=self.label_smoothing)
         if self.tet:
             loss = (1 - self.tet) * loss + self.tet * temporal_regulariser(logits_TBK)
         if self.teacher is not None:

@@ -51,7 +51,7 @@ class LearnedScaleConv2d(BinaryConv2d):
 class ScheduledConv2d(BinaryConv2d):
     """A binary convolution that changes with `progress`, the share of the training that is done, 0 to 1."""
 
-    latent_may_be_sign = False
+    acts_by_own_sign = False
     progress: Tensor
 
     def __init__(
@@ -104,7 +104,7 @@ class ReCUConv2d(ScheduledConv2d):
 
     w = clamp(standardise(W), -Q, Q) with Q = -mean|w| * ln(2 - 2 * tau), the tau-quantile of a Laplace distribution,
     detached, tau from 0.85 to 0.99 over training; B = mean|w| * sign(w), the scale detached; the gradient of the sign
-    is 1, that of the clamp its own. ReCU, Xu et al. 2021 (arXiv 2103.12369), Eq. 9 and 10.
+    is the scale, that of the clamp its own. ReCU, Xu et al. 2021 (arXiv 2103.12369), Eq. 9 and 10.
     """
 
     def binarise(self) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,14 @@
-"""The one typed tree that describes a run, and how a recipe and `--set` become it.
+"""The one typed tree that describes a run.
 
-A recipe is YAML over the defaults below; `--set a.b=c` is the last word. The tree is frozen, unknown keys are refused
-with the known ones named, and the resolved tree travels with the run, its checkpoints and its registered model.
+The tree is frozen, unknown keys are refused with the known ones named, and the resolved tree travels with the run, its
+checkpoints and its registered model. `pipelines.recipe` makes it from a recipe and `--set`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import UserError
@@ -27,14 +24,41 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+class RandAugmentConfig(_Section):
+    """RandAugment, as torchvision has it."""
+
+    num_ops: int = Field(2, ge=1, le=16, description="operations an image goes through")
+    magnitude: int = Field(9, ge=0, le=30, description="strength of each, the same for all")
+
+
+class MixConfig(_Section):
+    """Mixup and CutMix of neighbours in the epoch's order; each worker's share of a batch must be even."""
+
+    mixup: float = Field(0.0, ge=0, description="alpha of Beta(alpha, alpha), from which Mixup draws shares; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of Beta(alpha, alpha), from which CutMix draws shares; 0: off")
+    probability: _Share = Field(1.0, description="share of the pairs that are mixed")
+    switch_probability: _Share = Field(0.5, description="share of CutMix among mixed pairs where both are on")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any pair may be mixed."""
+        return self.probability > 0 and max(self.mixup, self.cutmix) > 0
+
+
 class AugmentConfig(_Section):
-    """What training does to an image; every draw is a function of (seed, epoch, sample id)."""
+    """What training does to an image, in this order; every draw is a function of (seed, epoch, sample id)."""
 
     crop: Literal["none", "pad", "random_resized"] = Field("none", description="how the training crop is drawn")
     padding: int = Field(4, ge=0, description="pixels of black border that `pad` crops from")
     scale: tuple[float, float] = Field((0.08, 1.0), description="share of the area that `random_resized` keeps")
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratios that `random_resized` draws from")
     flip: bool = Field(True, description="mirror left and right with probability one half")
+    policy: Literal["none", "autoaugment_cifar10", "randaugment"] = Field(
+        "none", description="operations on the cropped image: AutoAugment's for CIFAR-10, or RandAugment's"
+    )
+    randaugment: RandAugmentConfig = RandAugmentConfig()
+    cutout: int = Field(0, ge=0, description="side in pixels of a square in the mean colour; 0: off")
+    mix: MixConfig = MixConfig()
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> AugmentConfig:
@@ -42,6 +66,21 @@ class AugmentConfig(_Section):
             raise ValueError(f"scale must be 0 < low <= high <= 1, got {list(self.scale)}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be 0 < low <= high, got {list(self.ratio)}")
+        return self
+
+
+class ProgressiveConfig(_Section):
+    """Training at a resolution that grows to data.resolution; evaluation is always at that one."""
+
+    start: int | None = Field(None, ge=1, description="pixels a side at first; none: data.resolution always")
+    from_epoch: int = Field(0, ge=0, description="last epoch at `start`; the first epoch is 0")
+    to_epoch: int = Field(1, ge=1, description="first epoch at data.resolution")
+    multiple: int = Field(32, ge=1, description="resolutions between the two are multiples of this many pixels")
+
+    @model_validator(mode="after")
+    def _epochs_are_ordered(self) -> ProgressiveConfig:
+        if self.from_epoch >= self.to_epoch:
+            raise ValueError(f"from_epoch must be before to_epoch, got {self.from_epoch} and {self.to_epoch}")
         return self
 
 
@@ -54,10 +93,34 @@ class DataConfig(_Section):
     crop_ratio: float = Field(1.0, gt=0, le=1, description="share of the short side that evaluation keeps")
     batch_size: int = Field(128, ge=1, description="images in a global batch, whatever the number of workers")
     loader: Literal["auto", "ffcv", "torch"] = Field("auto", description="auto: FFCV where it is installed")
-    threads: int = Field(1, ge=1, description="loader threads (FFCV) or processes (torch) of each worker")
+    threads: int = Field(1, ge=1, description="of each worker: FFCV's or torch's (processes), and augmenting")
     mean: _Means = Field((0.485, 0.456, 0.406), description="channel means, of 0..1")
     std: _Deviations = Field((0.229, 0.224, 0.225), description="channel deviations, of 0..1")
     augment: AugmentConfig = AugmentConfig()
+    progressive: ProgressiveConfig = ProgressiveConfig()
+
+    @model_validator(mode="after")
+    def _progressive_is_possible(self) -> DataConfig:
+        start = self.progressive.start
+        if start is None:
+            return self
+        if start > self.resolution:
+            raise ValueError(f"progressive.start must be at most resolution, got {start} and {self.resolution}")
+        if self.augment.crop == "pad":
+            raise ValueError(
+                "progressive.start does not go with augment.crop=pad, which copies pixels and resizes nothing; "
+                "use crop=random_resized, or unset progressive.start"
+            )
+        return self
+
+    def resolution_in(self, epoch: int) -> int:
+        """Pixels a side of training images in an epoch: a straight line, rounded, as in FFCV's ImageNet recipe."""
+        ramp = self.progressive
+        if ramp.start is None or epoch >= ramp.to_epoch:
+            return self.resolution
+        done = max(0, epoch - ramp.from_epoch) / (ramp.to_epoch - ramp.from_epoch)
+        rounded = round((ramp.start + done * (self.resolution - ramp.start)) / ramp.multiple) * ramp.multiple
+        return min(max(rounded, ramp.start), self.resolution)
 
 
 class NeuronConfig(_Section):
@@ -153,6 +216,11 @@ class ExecutionConfig(_Section):
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="refuse operations that are not reproducible")
     max_failures: int = Field(3, ge=0, description="times a run restarts after losing a worker")
+    measure: Literal["none", "epoch", "step"] = Field(
+        "step",
+        description="epoch: firing, latent weights, gradients of its last step; step: also flips from step to step; "
+        "none: only the epoch's flips",
+    )
     log_every: int = Field(20, ge=1, description="steps between progress lines and training metrics")
 
 
@@ -210,45 +278,10 @@ class RunConfig(_Section):
         return min(steps, self.optim.max_steps or steps)
 
 
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
-
 # Fields that say where a run executes, not what it computes: a resume may change them.
 FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "data.uri", "data.loader", "data.threads"})
 # ... but these parts of `run` change the numbers.
 FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("pipelines") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def recipe_text(name_or_path: str) -> str:
-    """The YAML of a recipe, by name or by path. Raises UserError when there is none."""
-    is_path = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
-    if not is_path and name_or_path not in recipe_names():
-        raise UserError(
-            f"Unknown recipe {name_or_path!r}. Known: {', '.join(recipe_names())}. Or give the path of a .yaml file."
-        )
-    source = Path(name_or_path) if is_path else resources.files("pipelines") / "recipes" / f"{name_or_path}.yaml"
-    try:
-        return source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read recipe {name_or_path}: {error}. Give a recipe's name or a .yaml path.") from error
-
-
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """Recipe plus `a.b=c` overrides as a checked tree. Raises UserError for whatever is wrong with either."""
-    try:
-        tree = yaml.safe_load(recipe_text(name_or_path))
-    except _YAML_ERRORS as error:
-        raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"Recipe {name_or_path} must be a mapping of {', '.join(RunConfig.model_fields)}.")
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, origin=name_or_path)
 
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:
@@ -277,21 +310,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return key not in FIXED_IN_RUN and (key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r} is not of the form a.b=value, for example --set model.neuron.leak=0.25.")
-    *sections, leaf = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"--set {key}: {section!r} is a value, not a section.")
-    try:
-        tree[leaf] = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
 
 
 def _explain(item: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ def _calibration_batches(folder: Path, data: DataConfig, images: int) -> Iterato
     engine = TorchEngine(path, table, resolution=data.resolution, batch_size=data.batch_size, threads=1)
     try:
         with Progress(len(ids), "calibrate", "image") as progress:
-            for batch in engine.images(ids):
+            for batch in engine.images(ids, data.resolution):
                 yield normalise(batch, data, torch.device("cpu"))
                 progress.advance(len(batch))
     finally:

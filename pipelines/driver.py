@@ -67,10 +67,7 @@ def _resolve(config: RunConfig) -> RunConfig:
 
 def _publish(client: MlflowClient, config: RunConfig, manifest: Manifest, run_id: str, store: Store) -> str:
     """Log figures, and register the model of the last checkpoint; returns its address."""
-    keys = [key for key in client.get_run(run_id).data.metrics if key.startswith("flips/")]
-    tracking.log_figure(client, run_id, figures.flips(tracking.history(client, run_id, keys)), "flips")
-    rows = tracking.history(client, run_id, ["train/loss", "train/top1", "val/loss", "val/top1"])
-    tracking.log_figure(client, run_id, figures.curves(rows), "curves")
+    _publish_figures(client, run_id)
     last = checkpoints.load(store, checkpoints.committed(store)[-1])
     card = registry.ModelCard(
         name=config.name,
@@ -83,3 +80,14 @@ def _publish(client: MlflowClient, config: RunConfig, manifest: Manifest, run_id
         metrics=last.metrics,
     )
     return registry.register(client, card, last.model, config.tracking.register_as)
+
+
+def _publish_figures(client: MlflowClient, run_id: str) -> None:
+    """Log a figure of everything that the run has measured."""
+    measured = client.get_run(run_id).data.metrics
+    rows = tracking.history(client, run_id, ["train/loss", "train/top1", "val/loss", "val/top1"])
+    tracking.log_figure(client, run_id, figures.curves(rows), "curves")
+    for name, (draw, prefix) in figures.LAYERED.items():
+        keys = [key for key in measured if key.startswith(prefix)]
+        if keys:
+            tracking.log_figure(client, run_id, draw(tracking.history(client, run_id, keys)), name)

@@ -1,9 +1,10 @@
-"""Exact validation of a model on a built data set: every image counted once."""
+"""Exact validation of a model on a built data set: every image counted once, operations and spikes with it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from agmm.loop import evaluate, means
 from agmm.metrics.cost import count_parameters
+from agmm.metrics.energy import energy_mj
+from agmm.metrics.firing import FiringMeter, firing_rates, total_firing_rate
+from agmm.metrics.operations import OperationMeter, totals
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
 from pipelines.errors import UserError
@@ -27,9 +31,14 @@ def evaluate_model(
     say: Callable[[str], None],
     time_steps: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Load a model, verify its data, and measure: `top1` and `top5` (0 to 1), `loss`, `count`, `size_mb`, and more.
+    """Load a model, verify its data, and measure on every image of its validation split.
 
-    `time_steps` asks for other T than the model's own; of several, what is measured comes as `rows`, one for each.
+    `time_steps` asks for other T than the model's own.
+
+    Returns:
+        `time_steps`; `top1` and `top5` (0 to 1), `loss`, `count`; the `firing` rate; `sops`, `macs` and, by convention,
+        `energy_mj` of one image; the same by layer as `layers` and `firing_by_step`. Of several T all this comes as
+        `rows`, one for each. Besides, `size_mb`, and where all of it came from.
 
     Raises:
         UserError: where the model or the data are not what they should be, or the model cannot run over such a T.
@@ -64,8 +73,23 @@ def _measure(model: Model, loader: BatchLoader, steps: int) -> dict[str, Any]:
     """What the model does over `steps` time steps on every image of the loader."""
     _set_time_steps(model, steps)
     clock: list[tuple[float, int]] = []
-    result = means(evaluate(model.network, _batches(model, loader, clock)))
-    return {"time_steps": steps} | result | {"images_per_second": _speed(clock)}
+    network = model.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    firing, operations = FiringMeter(network, steps), OperationMeter(network)
+    with firing.measuring(), operations.measuring():
+        result = means(evaluate(network, _batches(model, loader, clock)))
+    measured = {"time_steps": steps} | result | {"images_per_second": _speed(clock)}
+    return measured | _costs(operations, result["count"]) | _firing(firing)
+
+
+def _costs(operations: OperationMeter, images: float) -> dict[str, Any]:
+    layers = operations.per_image(images)
+    sums = totals(layers)
+    return sums | {"energy_mj": energy_mj(**sums), "layers": [asdict(layer) for layer in layers]}
+
+
+def _firing(meter: FiringMeter) -> dict[str, Any]:
+    by_step = firing_rates(meter.names, meter.counts_LT2)
+    return {"firing": total_firing_rate(meter.counts_LT2), "firing_by_step": by_step}
 
 
 def _speed(clock: list[tuple[float, int]]) -> float | None:
@@ -76,8 +100,7 @@ def _speed(clock: list[tuple[float, int]]) -> float | None:
 
 def _batches(model: Model, loader: BatchLoader, clock: list[tuple[float, int]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised batches; `clock` gets the time at which each was done, and its images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.network.to(device)
+    device = next(model.network.parameters()).device
     with Progress(loader.samples, "evaluate", "image") as progress:
         for images, labels in loader.epoch(0):
             yield normalise(images, model.card.data, device), labels.to(device)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _RECIPE_TAG, _CAUSE_TAG = "agmm.recipe", "agmm.cause"
 _CONFIG = "config.yaml"
 _BATCH = 100  # parameters that one request of MLflow takes
+_METRICS = 1000  # metrics that one request takes
 
 
 def tracking_uri(configured: str | None) -> str:
@@ -129,11 +130,13 @@ def reopen_run(client: MlflowClient, run_id: str) -> None:
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int) -> None:
-    """Log a row of metrics at an optimiser step, in one request."""
+    """Log a row of metrics at an optimiser step."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
+    rows = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+    for start in range(0, len(rows), _METRICS):
+        client.log_batch(run_id, metrics=rows[start : start + _METRICS])
 
 
 def log_figure(client: MlflowClient, run_id: str, figure: Figure, name: str) -> None:

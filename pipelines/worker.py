@@ -18,12 +18,14 @@ from torch.optim import Optimizer
 from agmm.loop import NotFinite, evaluate, means, train_step
 from agmm.losses import Criterion
 from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
+from agmm.mixing import mix_images, mix_targets
 from agmm.optim import learning_rate, set_learning_rate
 from agmm.related import set_progress
 from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader, open_loader
+from pipelines.measure import Measures
 from pipelines.network import build_network, build_optimizer, normalise
 from pipelines.storage import Store
 from pipelines.teacher import build_criterion
@@ -71,6 +73,7 @@ class State:
     model: nn.Module  # the network as DDP wraps it
     optimizer: Optimizer
     criterion: Criterion
+    measures: Measures
     signs: dict[str, Tensor]
     position: Position = Position()
     metrics: dict[str, float] = field(default_factory=dict)
@@ -137,7 +140,9 @@ def _start(plan: Plan) -> State:
     config, world = plan.config, plan.world
     network = build_network(config.model).to(world.device)
     optimizer = build_optimizer(network, config.optim)
-    state = State(network, network, optimizer, build_criterion(config, network, world.device), signs(network))
+    criterion = build_criterion(config, network, world.device)
+    measures = Measures(network, config, world.sum, world.size)
+    state = State(network, network, optimizer, criterion, measures, signs(network))
     found = checkpoints.load_newest(plan.outside.store, plan.outside.say if plan.is_main else _silent)
     if found is not None:
         _restore(state, found)
@@ -152,6 +157,7 @@ def _start(plan: Plan) -> State:
 def _restore(state: State, found: Checkpoint) -> None:
     state.network.load_state_dict(found.model)
     checkpoints.restore_optimizer(state.optimizer, found.optimizer)
+    state.measures.restart()
     state.signs = unpack_signs(found.signs, state.network)
     state.position, state.metrics = found.position, dict(found.metrics)
 
@@ -169,7 +175,9 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
     state.model.train()
     state.window.restart()
     for images, labels in plan.train.epoch(state.position.epoch, start_step=state.position.offset):
-        state.window.add(_step(plan, state, images, labels), len(labels))
+        with state.measures.step(ends_epoch=_ends_epoch(plan, state.position)):
+            result = _step(plan, state, images, labels)
+        state.window.add(result, len(labels))
         state.position = _next(state.position)
         done = state.position.step
         if done % plan.config.run.log_every == 0 or done == plan.total:
@@ -184,24 +192,38 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
-    data = plan.config.data
     set_progress(state.network, state.position.step / plan.total)
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
     try:
         return train_step(
             state.model,
             state.optimizer,
-            normalise(images, data, plan.world.device),
-            labels.to(plan.world.device),
+            *_inputs(plan, state.position, images, labels),
             precision=plan.config.run.precision,
             criterion=state.criterion,
-            loss_weight=len(labels) * plan.world.size / data.batch_size,
+            loss_weight=len(labels) * plan.world.size / plan.config.data.batch_size,
         )
     except NotFinite as error:
         where = f"at step {state.position.step + 1} on rank {plan.world.rank}"
         raise NotFinite(
             f"{error} {where}; the weights were not changed. Lower optim.lr, or look at the data."
         ) from error
+
+
+def _ends_epoch(plan: Plan, position: Position) -> bool:
+    """Whether the step at this position is the last before a validation."""
+    return position.offset + 1 == plan.train.steps or position.step + 1 == plan.total
+
+
+def _inputs(plan: Plan, position: Position, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised images and targets on the device; where the recipe mixes, mixed and soft."""
+    device = plan.world.device
+    images, labels = normalise(images, plan.config.data, device), labels.to(device)
+    mix = plan.train.mixing(position.epoch, position.offset)
+    if mix is None:
+        return images, labels
+    share, box = mix.share.to(device), mix.box.to(device)
+    return mix_images(images, share, box), mix_targets(labels, share, plan.config.model.num_classes)
 
 
 def _rate(plan: Plan, step: int) -> float:
@@ -246,13 +268,14 @@ def _finish_epoch(plan: Plan, state: State) -> None:
     state.val_seconds = time.perf_counter() - started
     now = signs(state.network)
     flips, state.signs = flip_ratio(state.signs, now), now
+    measured = state.measures.row(flips)  # every rank takes part
     speed = {"images_per_second": state.images / state.seconds} if state.seconds else {}
     best = max(result["top1"], state.metrics.get("best_top1", 0.0))
     state.metrics = state.metrics | result | {"best_top1": best, "flips": flips["total"]} | speed
     state.position = replace(state.position, epoch=state.position.epoch + 1, offset=0)
     if plan.is_main:
         row = {f"val/{key}": result[key] for key in ("loss", "top1", "top5")} | {"val/best_top1": best}
-        plan.outside.log(row | {f"flips/{name}": value for name, value in flips.items()}, state.position.step)
+        plan.outside.log(row | measured, state.position.step)
         plan.outside.say(
             f"epoch {state.position.epoch}: val top1 {result['top1']:.4f}  top5 {result['top5']:.4f}  "
             f"loss {result['loss']:.4f}  flips {flips['total']:.4f}"
@@ -264,7 +287,8 @@ def _validate(plan: Plan, state: State) -> dict[str, float]:
     if plan.world.size > 1:  # rank 0's running statistics count, as they do in the checkpoint
         for buffer in state.network.buffers():
             dist.broadcast(buffer, 0)
-    sums = evaluate(state.network, _batches(plan, plan.val.epoch(0)), precision=plan.config.run.precision)
+    with state.measures.validation():
+        sums = evaluate(state.network, _batches(plan, plan.val.epoch(0)), precision=plan.config.run.precision)
     total = dict(zip(sums, plan.world.sum(list(sums.values())), strict=True))
     assert total["count"] == plan.val.samples, f"validated {total['count']} of {plan.val.samples} images"
     return means(total)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.config import recipe_names, recipe_text
+from pipelines.recipe import recipe_names, recipe_text
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

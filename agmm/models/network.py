@@ -58,8 +58,7 @@ class SpikingNetwork(nn.Module):
 
     def over_steps(self, encode: nn.Module, x: Tensor) -> Tensor:
         """The first layers of the input at every step, `[T, B, C, H, W]`; of a static image they run once."""
-        channels = x.shape[-3]
-        if x.ndim not in (4, 5) or channels != self.in_chans:
+        if x.ndim not in (4, 5) or x.shape[-3] != self.in_chans:
             raise ValueError(
                 f"The network takes images [B, {self.in_chans}, H, W] or frames [T, B, {self.in_chans}, H, W]; "
                 f"got {list(x.shape)}. Check model.in_chans and the data."

@@ -32,6 +32,7 @@ for _command in (
     runs.train,
     runs.evaluate,
     runs.convert,
+    runs.landscape,
     models.models,
     services.submit,
     services.jobs,

@@ -23,7 +23,12 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         return
     width = max(len(key) for key in result)
     for key, value in result.items():
-        click.echo(f"{key:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+        click.echo(f"{key:<{width}}  {_figure(value) if isinstance(value, float) else value}")
+
+
+def _figure(value: float) -> str:
+    """Four digits, whatever the size; a count as it is."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def table(rows: list[dict[str, Any]], empty: str) -> None:

@@ -18,7 +18,7 @@ from pipelines.cli.services import use_services
 @JSON
 def train(recipe: str, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
     """Train RECIPE, a name or the path of a YAML file: Ray Train, FFCV, MLflow, checkpoints."""
-    from pipelines.config import load_recipe
+    from pipelines.recipe import load_recipe
 
     config = load_recipe(recipe, overrides)
     use_services()
@@ -28,6 +28,7 @@ def train(recipe: str, overrides: tuple[str, ...], resume: bool, as_json: bool) 
 
 
 _MOST_STEPS = 1024
+_BY_T = ("top1", "loss", "firing", "sops", "macs")
 _DATA = click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
 
 
@@ -52,9 +53,16 @@ def evaluate(model: str, data_uri: str | None, time_steps: list[int], as_json: b
 
     result = evaluate_model(model, data_uri, default_tracking_uri(), say, time_steps)
     rows = [] if as_json else result.pop("rows", [])
-    show(result, as_json)
+    show(result if as_json else _summary(result), as_json)
     if rows:
-        table([{key: row[key] for key in ("time_steps", "top1", "top5", "loss")} for row in rows], "none")
+        table([{"T": row["time_steps"]} | {key: f"{row[key]:.4g}" for key in _BY_T} for row in rows], "none")
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    """What a person reads of an evaluation: all but the rows by layer, which `--json` has."""
+    from pipelines.config import flatten
+
+    return flatten({key: value for key, value in result.items() if key not in ("layers", "firing_by_step")})
 
 
 @click.command()
@@ -80,6 +88,27 @@ def convert(model: str, out: str, data_uri: str | None, as_json: bool, **setting
     show(convert_model(model, out, data_uri, default_tracking_uri(), say, **settings), as_json)
 
 
+@click.command()
+@click.argument("model")
+@_DATA
+@click.option("--points", type=int, default=21, show_default=True, help="Points along each axis; odd.")
+@click.option("--span", type=float, default=1.0, show_default=True, help="Length of the axes to either side.")
+@click.option("--images", type=int, default=1000, show_default=True, help="Validation images, the first ones.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the two directions.")
+@click.option("--out", required=True, metavar="FOLDER", help="Where to; what is there already is gone on with.")
+@JSON
+def landscape(model: str, data_uri: str | None, out: str, as_json: bool, **grid: Any) -> None:
+    """Loss of MODEL around its weights, along two filter-normalised random directions."""
+    use_services()
+    from pathlib import Path
+
+    from pipelines.home import default_tracking_uri
+    from pipelines.landscape import Grid
+    from pipelines.landscape import landscape as compute
+
+    show(compute(model, data_uri, Grid(**grid), Path(out), default_tracking_uri(), say), as_json)
+
+
 @click.group()
 def recipes() -> None:
     """The recipes that come with the package."""
@@ -88,7 +117,7 @@ def recipes() -> None:
 @recipes.command("list")
 def recipes_list() -> None:
     """Names and first lines."""
-    from pipelines.config import recipe_names, recipe_text
+    from pipelines.recipe import recipe_names, recipe_text
 
     table([{"name": name, "what": recipe_text(name).splitlines()[0].lstrip("# ")} for name in recipe_names()], "none")
 
@@ -100,7 +129,7 @@ def recipesshow(recipe: str, overrides: tuple[str, ...]) -> None:
     """RECIPE as a run would use it, every default filled in."""
     import yaml
 
-    from pipelines.config import load_recipe
+    from pipelines.recipe import load_recipe
 
     click.echo(yaml.safe_dump(load_recipe(recipe, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
 
@@ -108,6 +137,6 @@ def recipesshow(recipe: str, overrides: tuple[str, ...]) -> None:
 @recipes.command("schema")
 def recipes_schema() -> None:
     """The JSON schema of a recipe, for editors."""
-    from pipelines.config import RunConfig
+    from pipelines.recipe import recipe_schema
 
-    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    click.echo(json.dumps(recipe_schema(), indent=2))

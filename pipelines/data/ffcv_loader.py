@@ -120,6 +120,7 @@ def _mirror(out: Any) -> None:
 class PlannedDecoder(SimpleRGBImageDecoder):
     """Decodes sample i to [R, R, 3] as row i of `table` says; refill the table in place, nothing is compiled again.
 
+    So with the resolution: set `size[0]` to r <= R, and an image [r, r, 3] is the first bytes of its place.
     `codes[i]` is libjpeg-turbo's answer of the last time sample i was decoded: 0, or -1 for an error or a warning.
     A thread has one scratch image, where FFCV's own decoders have one for each image of each batch in flight.
     """
@@ -131,6 +132,7 @@ class PlannedDecoder(SimpleRGBImageDecoder):
         assert table.flags.c_contiguous
         assert table.shape[1] == COLUMNS
         self.table, self.resolution = table, resolution
+        self.size = np.full(1, resolution, np.int64)
         self.codes = np.zeros(len(table), np.int8)
         self.scratch = np.empty((numba.config.NUMBA_NUM_THREADS, max(3 * biggest, 1)), np.uint8)
 
@@ -142,16 +144,17 @@ class PlannedDecoder(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., Any]:
         """The function that FFCV compiles; all that it closes over are numbers and compiled functions."""
         read, iterate = self.memory_read, Compiler.get_iterator()
-        table_at, codes_at, scratch_at = (
-            np.uint64(array.ctypes.data) for array in (self.table, self.codes, self.scratch)
+        table_at, codes_at, scratch_at, size_at = (
+            np.uint64(array.ctypes.data) for array in (self.table, self.codes, self.scratch, self.size)
         )
-        count, scratch_shape, size = len(self.table), self.scratch.shape, self.resolution
+        count, scratch_shape = len(self.table), self.scratch.shape
         threaded = Compiler.num_threads > 1
 
         def decode(batch_indices: Any, destination: Any, metadata: Any, storage_state: Any) -> Any:
             table = carray(_as_pointer(table_at), (count, 5), np.int32)
             codes = carray(_as_pointer(codes_at), (count,), np.int8)
             scratch = carray(_as_pointer(scratch_at), scratch_shape, np.uint8)
+            size = carray(_as_pointer(size_at), (1,), np.int64)[0]
             for slot in iterate(len(batch_indices)):
                 sample = batch_indices[slot]
                 field = metadata[sample]
@@ -164,12 +167,13 @@ class PlannedDecoder(SimpleRGBImageDecoder):
                 else:
                     image = data.reshape(height, width, 3)
                 top, left, box_height, box_width, flip = table[sample]
+                out = destination[slot].reshape(-1)[: size * size * 3].reshape(size, size, 3)
                 if box_height == size and box_width == size:
-                    _copy_box(image, top, left, destination[slot])
+                    _copy_box(image, top, left, out)
                 else:
-                    _resize(image, top, left, box_height, box_width, destination[slot])
+                    _resize(image, top, left, box_height, box_width, out)
                 if flip:
-                    _mirror(destination[slot])
+                    _mirror(out)
             return destination[: len(batch_indices)]
 
         decode.is_parallel = True
@@ -235,8 +239,9 @@ class FfcvEngine:
             pipelines={"image": [self._decoder], "label": None},
         )
 
-    def images(self, ids: Ids) -> Generator[torch.Tensor, None, None]:
+    def images(self, ids: Ids, resolution: int) -> Generator[torch.Tensor, None, None]:
         """Images uint8 [B, 3, R, R] of `ids` in batches, each in memory of its own. Raises ServiceError."""
+        self._decoder.size[0] = resolution
         # Loader.__iter__ would cut the ids to a length that is frozen when the loader is made.
         epoch = _Epoch(self._loader, ids)
         try:
@@ -245,7 +250,7 @@ class FfcvEngine:
                 if batch is None:
                     return
                 self._check(ids[start : start + len(batch)])
-                yield _own(batch).permute(0, 3, 1, 2)
+                yield _own(batch, resolution).permute(0, 3, 1, 2)
         finally:
             epoch.finish()
 
@@ -270,9 +275,11 @@ class FfcvEngine:
         """Nothing outlives an epoch."""
 
 
-def _own(batch: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """A copy: FFCV writes the next batches into the same ring, and an asynchronous transfer may still be reading."""
-    own = torch.empty(batch.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+def _own(batch: npt.NDArray[np.uint8], resolution: int) -> torch.Tensor:
+    """A copy [B, r, r, 3]: FFCV writes the next batches into the same ring, and a transfer may still be reading."""
+    shape = (len(batch), resolution, resolution, 3)
+    own = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    flat = own.flatten(1).numpy()
     # NumPy's copy: torch's would wake its threads for it, and they would wait for processors that decode.
-    np.copyto(own.numpy(), batch)
+    np.copyto(flat, batch.reshape(len(batch), -1)[:, : flat.shape[1]])
     return own

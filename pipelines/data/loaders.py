@@ -16,6 +16,8 @@ from pipelines.config import DataConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
 from pipelines.data.manifest import Manifest, beton_path, ensure_verified
+from pipelines.data.mixing import Mix, Mixer, check_pairs
+from pipelines.data.pixels import PixelAugment
 from pipelines.errors import UserError
 from pipelines.progress import Say
 
@@ -31,8 +33,8 @@ _INSTALL = (
 class Engine(Protocol):
     """What turns sample ids into images; `plan` rows are read when a batch is made."""
 
-    def images(self, ids: plan.Ids) -> Generator[torch.Tensor, None, None]:
-        """Images uint8 [B, 3, R, R] in batches, in the order of `ids`."""
+    def images(self, ids: plan.Ids, resolution: int) -> Generator[torch.Tensor, None, None]:
+        """Images uint8 [B, 3, R, R] in batches, in the order of `ids`; R may be less than the engine was made for."""
 
     def close(self) -> None:
         """Let go of processes."""
@@ -53,12 +55,13 @@ class BatchLoader:
         self._labels = torch.from_numpy(reader.labels)
         self._sizes = reader.sizes
         self._running: Generator[Batch, None, None] | None = None
+        self._pixels, self._mixer = share.pixels(), share.mixer()
         self.steps, self.samples, self.local_samples = share.steps, share.samples, share.local_samples
         if share.split == "val":
             plan.fill_evaluation_plan(table, self._sizes, share.data.crop_ratio)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """(images uint8 [B, 3, R, R], labels int64 [B]) of an epoch from `start_step` on.
+        """(images uint8 [B, 3, R, R], labels int64 [B]) of an epoch from `start_step` on; R is the epoch's resolution.
 
         Images are a channels-last view of memory of their own, page-locked where there is CUDA: they stay valid for as
         long as they are held. Asking for an epoch ends one that is still running. Raises ServiceError when the pipeline
@@ -76,10 +79,14 @@ class BatchLoader:
             return
         self._share.fill(self._table, self._sizes, epoch)
         start = 0
-        with closing(self._engine.images(ids)) as images:
-            for batch in images:
+        with closing(self._engine.images(ids, self._share.resolution(epoch))) as images:
+            for batch in self._pixels.through(images, ids, epoch) if self._pixels else images:
                 yield batch, self._labels[ids[start : start + len(batch)]]
                 start += len(batch)
+
+    def mixing(self, epoch: int, step: int) -> Mix | None:
+        """How to mix the pairs of a batch of this rank; None where the recipe mixes nothing."""
+        return self._mixer.batch(epoch, step) if self._mixer else None
 
     def _stop(self) -> None:
         if self._running is not None:
@@ -89,6 +96,8 @@ class BatchLoader:
     def close(self) -> None:
         """End a running epoch and the pipeline. The loader is not used after this."""
         self._stop()
+        if self._pixels:
+            self._pixels.close()
         self._engine.close()
 
 
@@ -122,6 +131,20 @@ class _Share:
         if self.split == "train":
             plan.fill_plan(table, sizes, self.data.augment, self.data.resolution, self._seed, epoch)
 
+    def resolution(self, epoch: int) -> int:
+        """Pixels a side of an epoch's images."""
+        return self.data.resolution_in(epoch) if self.split == "train" else self.data.resolution
+
+    def pixels(self) -> PixelAugment | None:
+        """What changes the images after the crop, if anything does."""
+        wanted = self.split == "train" and PixelAugment.wanted(self.data.augment)
+        return PixelAugment(self.data, self._seed, self._count) if wanted else None
+
+    def mixer(self) -> Mixer | None:
+        """What says how pairs are mixed, if they are."""
+        wanted = self.split == "train" and self.data.augment.mix.enabled
+        return Mixer(self.data, self._seed, self._count, self.batch_size, self.ids) if wanted else None
+
 
 def open_loader(
     folder: str | Path,
@@ -149,6 +172,7 @@ def open_loader(
     if split == "train":
         # A plan that cannot be filled is a user's mistake: better said now than at the first batch.
         plan.check_plan(reader.sizes, data.augment, data.resolution)
+        check_pairs(data, world)
     backend = _choose(data.loader, say)
     engine = _engine(backend)(
         path, table, resolution=data.resolution, batch_size=share.batch_size, threads=data.threads
@@ -164,6 +188,7 @@ def check_data(folder: str | Path, data: DataConfig, *, world: int, say: Say = l
     reader = BetonReader(beton_path(folder, "train"))
     _check_batch("train", len(reader), data.batch_size, 0, world)
     plan.check_plan(reader.sizes, data.augment, data.resolution)
+    check_pairs(data, world)
     _choose(data.loader, say)
 
 

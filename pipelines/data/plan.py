@@ -2,7 +2,8 @@
 
 No state, no service, no image. Every draw comes from Philox, a counter-based generator keyed by (seed, epoch): its
 output at a position does not depend on who asks or on how much is asked, so any number of workers sees the same plan.
-The fourth word of the counter separates the streams: `_ORDER` for the permutation, `_AUGMENT` for crops and flips.
+The fourth word of the counter separates the streams, so that switching one kind of draw on moves no other: `_ORDER` for
+the permutation, `_AUGMENT` for crops and flips, `POLICY` and `CUTOUT` for pixels.py, `MIX` for mixing.py.
 
 A plan is a table of int32, a row per sample: (top, left, height, width, flip). A box may reach beyond its image only
 when it has the output's size; what lies outside is black.
@@ -25,6 +26,7 @@ TOP, LEFT, HEIGHT, WIDTH, FLIP = range(5)
 COLUMNS = 5
 
 _ORDER, _AUGMENT = 0, 1
+POLICY, CUTOUT, MIX = 2, 3, 4
 _TRIES = 10
 # One sample's draws: area and ratio of each try, position, flip.
 _DRAWS = 2 * _TRIES + 3
@@ -36,14 +38,15 @@ def new_table(count: int) -> Table:
     return np.zeros((count, COLUMNS), np.int32)
 
 
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+def generator_of(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """The generator of one stream of an epoch's draws, at its beginning."""
     key = np.array([seed, epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)))
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Ids:
     """The order of training samples in an epoch: a permutation of 0..count-1, the same on every rank."""
-    return _generator(seed, epoch, _ORDER).permutation(count).astype(np.int64, copy=False)
+    return generator_of(seed, epoch, _ORDER).permutation(count).astype(np.int64, copy=False)
 
 
 def rank_slice(batch_size: int, rank: int, world: int) -> slice:
@@ -80,7 +83,7 @@ def fill_plan(table: Table, sizes: Sizes, augment: AugmentConfig, resolution: in
     table [N, 5]; sizes [N, 2] as (height, width); resolution in pixels. Raises UserError like `check_plan`.
     """
     check_plan(sizes, augment, resolution)
-    generator = _generator(seed, epoch, _AUGMENT)
+    generator = generator_of(seed, epoch, _AUGMENT)
     # In chunks, because a million samples' draws at once are a quarter of a gigabyte; the stream is the same.
     for start in range(0, len(table), _CHUNK):
         rows, part = table[start : start + _CHUNK], sizes[start : start + _CHUNK]

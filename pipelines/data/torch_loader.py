@@ -18,8 +18,8 @@ from pipelines.data.beton import BetonReader, Pixels
 from pipelines.data.plan import Ids, Table
 from pipelines.errors import ServiceError
 
-# A batch to make: sample ids [B] and their rows of the plan [B, 5].
-_Order = tuple[Ids, Table]
+# A batch to make: sample ids [B], their rows of the plan [B, 5] and the images' resolution.
+_Order = tuple[Ids, Table, int]
 
 # The EXIF orientation is ignored, as by FFCV's decoder.
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -60,29 +60,29 @@ def cut(image: Pixels, row: npt.NDArray[np.int32], resolution: int) -> Pixels:
 class _Batches(Dataset[torch.Tensor]):
     """Makes whole batches. Each request carries its rows of the plan, so no worker can hold an old one."""
 
-    def __init__(self, reader: BetonReader, resolution: int) -> None:
-        self._reader, self._resolution = reader, resolution
+    def __init__(self, reader: BetonReader) -> None:
+        self._reader = reader
 
     def __getitem__(self, order: _Order) -> torch.Tensor:
-        ids, rows = order
-        out = np.empty((len(ids), self._resolution, self._resolution, 3), np.uint8)
+        ids, rows, resolution = order
+        out = np.empty((len(ids), resolution, resolution, 3), np.uint8)
         for slot, (index, row) in enumerate(zip(ids.tolist(), rows, strict=True)):
-            out[slot] = cut(decode(self._reader, index), row, self._resolution)
+            out[slot] = cut(decode(self._reader, index), row, resolution)
         return torch.from_numpy(out)
 
 
 class _Requests(Sampler[_Order]):
     """The batches of the epoch at hand."""
 
-    def __init__(self, table: Table, batch_size: int) -> None:
-        self._table, self._batch_size = table, batch_size
+    def __init__(self, table: Table, batch_size: int, resolution: int) -> None:
+        self._table, self._batch_size, self.resolution = table, batch_size, resolution
         self.ids: Ids = np.zeros(0, np.int64)
 
     def __iter__(self) -> Iterator[_Order]:
         ids = self.ids
         for start in range(0, len(ids), self._batch_size):
             batch = ids[start : start + self._batch_size]
-            yield batch, self._table[batch]
+            yield batch, self._table[batch], self.resolution
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -97,7 +97,7 @@ class TorchEngine:
     """Batches of one split through torch's DataLoader; `threads` above one are processes that stay between epochs."""
 
     def __init__(self, path: Path, table: Table, *, resolution: int, batch_size: int, threads: int) -> None:
-        self._requests = _Requests(table, batch_size)
+        self._requests = _Requests(table, batch_size, resolution)
         workers = 0 if threads == 1 else min(threads, os.cpu_count() or 1)
         options: dict[str, Any] = {}
         if workers:
@@ -106,7 +106,7 @@ class TorchEngine:
             options["multiprocessing_context"] = "forkserver" if "forkserver" in methods else "spawn"
             options |= {"persistent_workers": True, "worker_init_fn": _start_worker}
         self._loader: DataLoader[torch.Tensor] | None = DataLoader(
-            _Batches(BetonReader(path), resolution),
+            _Batches(BetonReader(path)),
             batch_size=None,
             sampler=self._requests,
             num_workers=workers,
@@ -116,10 +116,10 @@ class TorchEngine:
             **options,
         )
 
-    def images(self, ids: Ids) -> Generator[torch.Tensor, None, None]:
+    def images(self, ids: Ids, resolution: int) -> Generator[torch.Tensor, None, None]:
         """Images uint8 [B, 3, R, R] of `ids` in batches, each in memory of its own. Raises ServiceError."""
         assert self._loader is not None, "closed"
-        self._requests.ids = ids
+        self._requests.ids, self._requests.resolution = ids, resolution
         pinned = torch.cuda.is_available()
         batches = iter(self._loader)
         while True:

@@ -1,10 +1,12 @@
-"""Figures of a run, from its metric history. Rows are (step, value)."""
+"""Figures of a run, from its metric history, and of a loss landscape. Rows are (step, value)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 Rows = list[tuple[int, float]]
 
@@ -39,5 +41,71 @@ def flips(history: Mapping[str, Rows]) -> Figure:
     return figure
 
 
+def firing(history: Mapping[str, Rows]) -> Figure:
+    """Share of neurons that fire, per layer: over optimiser steps, and by time step at the end."""
+    return _layers_and_steps(history, "firing/", "spikes per neuron and time step", logarithmic=False)
+
+
+def gradients(history: Mapping[str, Rows]) -> Figure:
+    """Variance of the gradient that reaches each layer (Proposition 1): over optimiser steps, and by time step."""
+    return _layers_and_steps(history, "gradients/variance/", "gradient variance", logarithmic=True)
+
+
+def _layers_and_steps(history: Mapping[str, Rows], prefix: str, label: str, *, logarithmic: bool) -> Figure:
+    """Left: each layer's mean over its time steps, first layers dark. Right: layer by time step, the last row of each.
+
+    Keys are `<prefix><layer>/t<step>`; others are left out.
+    """
+    layers = _by_layer(history, prefix)
+    above_zero = min((value for rows in history.values() for _, value in rows), default=0) > 0
+    scale = "log" if logarithmic and above_zero else "linear"
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    curves, picture = figure.subplots(1, 2)
+    for index, (name, rows_of_steps) in enumerate(layers.items()):
+        shade = 0.15 + 0.75 * index / max(1, len(layers) - 1)
+        _line(curves, _mean_rows(rows_of_steps), name, color=(0.1, shade, 1 - shade / 2), linewidth=1)
+    curves.set(xlabel="optimiser step", ylabel=label, yscale=scale)
+    curves.grid(alpha=0.3)
+    last = [[rows[-1][1] for rows in rows_of_steps] for rows_of_steps in layers.values()]
+    image = picture.imshow(last, aspect="auto", norm=scale)
+    picture.set(xlabel="time step", xticks=range(len(last[0])), yticks=range(len(layers)), yticklabels=list(layers))
+    picture.tick_params(axis="y", labelsize=7)
+    figure.colorbar(image, ax=picture, label=f"{label}, at the end")
+    return figure
+
+
+def _by_layer(history: Mapping[str, Rows], prefix: str) -> dict[str, list[Rows]]:
+    """The rows of every time step, in order, by layer."""
+    layers: dict[str, dict[int, Rows]] = {}
+    for key, rows in history.items():
+        name, _, step = key.removeprefix(prefix).rpartition("/t")
+        if key.startswith(prefix) and step.isdigit():
+            layers.setdefault(name, {})[int(step)] = rows
+    return {name: [steps[step] for step in sorted(steps)] for name, steps in layers.items()}
+
+
+def _mean_rows(rows_of_steps: list[Rows]) -> Rows:
+    """The mean over time steps at each optimiser step."""
+    return [(rows[0][0], sum(value for _, value in rows) / len(rows)) for rows in zip(*rows_of_steps, strict=True)]
+
+
+def landscape(axis: NDArray[np.float64], loss: NDArray[np.float64]) -> Figure:
+    """Loss `[P, P]` over two directions as a contour and as a surface; the network is the cross in the middle."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    rows, columns = np.meshgrid(axis, axis, indexing="ij")
+    flat = figure.add_subplot(1, 2, 1)
+    figure.colorbar(flat.contourf(columns, rows, loss, levels=20), ax=flat, label="loss")
+    flat.plot(0, 0, "+", color="white", markersize=12)
+    flat.set(xlabel="second direction", ylabel="first direction", aspect="equal")
+    solid = figure.add_subplot(1, 2, 2, projection="3d")
+    solid.plot_surface(columns, rows, loss, cmap="viridis")
+    solid.set(xlabel="second direction", ylabel="first direction", zlabel="loss")
+    return figure
+
+
 def _line(axes, rows: Rows, label: str, **style) -> None:  # type: ignore[no-untyped-def]
     axes.plot([step for step, _ in rows], [value for _, value in rows], marker=".", label=label, **style)
+
+
+# figures by layer: what draws them, from the metrics with which prefix
+LAYERED = {"flips": (flips, "flips/"), "firing": (firing, "firing/"), "gradients": (gradients, "gradients/variance/")}

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agmm.conversion import calibrate, rate_coded
+from agmm.metrics.firing import FiringMeter, firing_rates
 from agmm.neuron import RateIF, Rectify
 
 RESNET = {"num_classes": 3, "width": 4, "stem": "cifar", "method": "vanilla"}
@@ -51,6 +52,17 @@ def test_mean_output_is_the_clamped_activation_to_half_a_level_in_T(steps):
     rate = neuron.double()(x.expand(steps, -1)).mean(0)
     assert (rate - x.clamp(0, 2)).abs().max() <= 2 / (2 * steps) + 1e-12
     assert set((rate * steps / 2).round(decimals=9).tolist()) == set(range(steps + 1))
+
+
+def test_a_spike_counts_as_one_whatever_its_level():
+    """From a membrane of 1, an input of 1 a step comes to the level of 2 at the first and the third step."""
+    neuron = RateIF()
+    neuron.level.fill_(2.0)
+    model = nn.Sequential(nn.PReLU(init=1.0), neuron)  # the identity, with a parameter
+    meter = FiringMeter(model, 4)
+    with meter.measuring():
+        assert model(torch.ones(4, 1, 1)).flatten().tolist() == [2.0, 0.0, 2.0, 0.0]
+    assert firing_rates(meter.names, meter.counts_LT2) == {"1": [1.0, 0.0, 1.0, 0.0]}
 
 
 def _trained(arch):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from agmm.methods import METHODS
 from agmm.metrics.cost import count_parameters
 from agmm.metrics.flips import signs
-from agmm.models.blocks import BlockSpec, SpikingBlock
+from agmm.models.blocks import BatchNorm2d, BlockSpec, SpikingBlock, TemporalBatchNorm2d
 from agmm.modulation import KINDS
 
 NETWORKS = timm.list_models("agmm_*")
@@ -164,6 +164,16 @@ def test_an_input_that_does_not_fit_is_refused(shape, message):
 def test_wrong_arguments_name_what_is_allowed(field, value):
     with pytest.raises(ValueError, match=r"Known: |must be within"):
         timm.create_model("agmm_resnet18", **{**TINY, field: value})
+
+
+def test_temporal_norm_is_batch_norm_times_a_factor_per_step():
+    norm, plain, x = TemporalBatchNorm2d(3, 2), BatchNorm2d(3), torch.randn(8, 3, 4, 4)
+    torch.testing.assert_close(norm(x), plain(x))
+    with torch.no_grad():
+        norm.factor.copy_(torch.tensor([2.0, -1.0]))
+    torch.testing.assert_close(norm(x), torch.cat([2 * plain(x)[:4], -plain(x)[4:]]))
+    with pytest.raises(ValueError, match="2 time steps and got a batch of 7"):
+        norm(x[:7])
 
 
 def test_vggsnn_has_no_stem_to_choose():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agmm.neuron import LIF, lif_step, triangle_spike
+from agmm.neuron import IF, LIF, PLIF, lif_step, make_neuron, triangle_spike
 
 
 def test_trace_by_hand():
@@ -71,6 +71,28 @@ def test_gradient_through_time_equals_the_hand_derivation(current, leak, width, 
     assert x.grad.tolist() == pytest.approx(
         _reference_gradient(current, leak, 1.0, width, detach_reset), rel=1e-5, abs=1e-6
     )
+
+
+def test_integrate_and_fire_by_hand():
+    """No leak, soft reset: 0.75 + 0.75 fires and leaves 0.5; + 0.5 fires and leaves 0."""
+    current = torch.tensor([0.75, 0.75, 0.5, 0.75])
+    assert IF(leak=0.1, reset="soft")(current).tolist() == [0.0, 1.0, 1.0, 0.0]
+    # hard reset: the rest is lost, and 0.5 alone does not fire
+    assert IF(reset="hard")(current).tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_learned_leak_starts_where_it_is_told_and_has_a_gradient():
+    """u_2 = leak * 0.5 + 0.75 = 0.875; du/dleak = 0.5 by the surrogate 0.875, dleak/dw = 1/4."""
+    neuron = PLIF(leak=0.25)
+    assert neuron.leak.item() == pytest.approx(0.25)
+    neuron(torch.tensor([0.5, 0.75])).sum().backward()
+    assert neuron.leak_logit.grad.item() == pytest.approx(0.5 * 0.875 * 0.25 * 0.75)
+    with pytest.raises(ValueError, match="neither included"):
+        PLIF(leak=1.0)
+
+
+def test_rectify_is_a_rectifier():
+    assert make_neuron("relu", leak=0.5)(torch.tensor([[-1.0, 2.0]])).tolist() == [[0.0, 2.0]]
 
 
 def test_no_state_survives_a_batch():

@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from pipelines import checkpoint as checkpoints
 from pipelines import worker
-from pipelines.config import load_recipe
 from pipelines.network import build_network
+from pipelines.recipe import load_recipe
 from pipelines.storage import open_store
 from pipelines.worker import Outside, World, run
 

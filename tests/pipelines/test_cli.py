@@ -38,7 +38,11 @@ def test_help_of_every_command(capsys):
     [
         (["train", "no_such"], 2, "Unknown recipe 'no_such'. Known: cifar10"),
         (["train", "fashion_mnist_resnet18"], 2, "agmm data build"),
-        (["train", "fashion_mnist_resnet18", "--set", "optim.rate=1"], 2, "optim.rate: unknown key. Known here: lr"),
+        (
+            ["train", "fashion_mnist_resnet18", "--set", "optim.rate=1"],
+            2,
+            "optim.rate: unknown key. Known here: opt",
+        ),
         (["train"], 2, "Missing argument 'RECIPE'"),
         (["fly"], 2, "No such command 'fly'"),
         (["data", "build", "missing-folder"], 2, "missing-folder"),
@@ -62,13 +66,13 @@ def test_a_bug_stays_loud(monkeypatch):
     def broken(*_, **__):
         raise KeyError("bug")
 
-    monkeypatch.setattr("pipelines.config.load_recipe", broken)
+    monkeypatch.setattr("pipelines.recipe.load_recipe", broken)
     with pytest.raises(KeyError):
         cli.main(["train", "fashion_mnist_resnet18"])
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
-    monkeypatch.setattr("pipelines.config.load_recipe", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("pipelines.recipe.load_recipe", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert _run("train", "fashion_mnist_resnet18") == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -41,6 +41,15 @@ def _runs(tmp_path):
         ("model.num_classes=4", "4"),
         ("model.arch=resnet20", "Unknown model 'resnet20'. Known: agmm_resnet18, agmm_resnet19"),
         ("model.stem=huge", "'imagenet' or 'cifar'"),
+        ("model.method=bnn", "'agmm', 'vanilla', 'full_precision', 'q_snn'"),
+        ("model.arch=agmm_vggsnn", "VGGSNN has no stem to choose; got 'cifar'"),
+        ("model.in_chans=2", "model.in_chans"),
+        ("model.neuron.kind=plif model.neuron.leak=1", "neither included"),
+        ("model.neuron.kind=relu", "Set model.time_steps=1"),
+        ("model.neuron.kind=rate_if", "Train relu"),
+        ("optim.optimizer=bop model.method=q_snn", "Set model.method to agmm, vanilla"),
+        ("loss.distill.teacher=resnet18", "either pretrained=true or the path"),
+        ("loss.distill.teacher=resnet18 loss.distill.weights=no.safetensors", "Cannot load teacher resnet18"),
         ("data.uri=s3://bucket/data", "must be a folder"),
         ("tracking.uri=foo://x", "Allowed: http"),
         ("tracking.uri=http://someone:planted@127.0.0.1:1", "MLFLOW_TRACKING_PASSWORD"),
@@ -49,7 +58,7 @@ def _runs(tmp_path):
     ],
 )
 def test_a_mistake_is_refused_early(train, change, words):
-    code, shown = train(change)
+    code, shown = train(*change.split())
     assert code == 2
     assert words in shown
     assert "planted" not in shown

@@ -102,7 +102,7 @@ def torchvision_box(height: int, width: int, augment: AugmentConfig, draws: list
 @pytest.mark.parametrize("augment", [RANDOM, AugmentConfig(crop="random_resized", scale=(0.7, 1.0), ratio=(1.2, 1.3))])
 def test_random_resized_is_torchvisions(augment: AugmentConfig) -> None:
     sizes = sizes_of(500, 8, 300)
-    draws = plan._generator(1, 0, plan._AUGMENT).random((500, plan._DRAWS)).tolist()
+    draws = plan.generator_of(1, 0, plan._AUGMENT).random((500, plan._DRAWS)).tolist()
     expected = [torchvision_box(int(h), int(w), augment, row) for (h, w), row in zip(sizes, draws, strict=True)]
     assert [tuple(row) for row in filled(500, augment, sizes=sizes)[:, :4].tolist()] == expected
 
