@@ -46,10 +46,16 @@ class MixConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """What training does to an image, in this order; every draw is a function of (seed, epoch, sample id)."""
+    """What training does to an image, in this order, or to all frames of a recording.
 
-    crop: Literal["none", "pad", "random_resized"] = Field("none", description="how the training crop is drawn")
+    Every draw is a function of (seed, epoch, sample id).
+    """
+
+    crop: Literal["none", "pad", "random_resized", "roll"] = Field(
+        "none", description="how the training crop is drawn; `random_resized` is for images, `roll` for event frames"
+    )
     padding: int = Field(4, ge=0, description="pixels of black border that `pad` crops from")
+    roll: int = Field(5, ge=0, description="most pixels that `roll` moves frames round, up or down and left or right")
     scale: tuple[float, float] = Field((0.08, 1.0), description="share of the area that `random_resized` keeps")
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratios that `random_resized` draws from")
     flip: bool = Field(True, description="mirror left and right with probability one half")

@@ -51,7 +51,11 @@ def convert_model(
     _refuse_what_has_no_rate(model)
     data = model.card.data
     source = data_folder(data_uri or data.uri, data.dataset)
-    ensure_verified(source, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    manifest = ensure_verified(source, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    if manifest.frames:
+        raise UserError(
+            f"{data.dataset} has event frames, and a rate is of one image at all steps. Convert for images."
+        )
     levels = calibrate(model.network, _calibration_batches(source, data, images), percentile)
     _write(folder, rate_coded(model_tensors(model.network), levels), _card(model.card, time_steps))
     found = {"level_min": min(levels.values()), "level_max": max(levels.values())}

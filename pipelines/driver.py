@@ -39,7 +39,7 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     manifest = ensure_verified(
         folder, expect_name=config.data.dataset, expect_classes=config.model.num_classes, say=say
     )
-    check_data(folder, config.data, world=config.run.workers, say=say)
+    check_data(folder, config.data, config.model, world=config.run.workers, say=say)
     network = build_network(config.model)
     build_optimizer(network, config.optim)
     build_criterion(config, network, torch.device("cpu"))
@@ -73,6 +73,7 @@ def _publish(client: MlflowClient, config: RunConfig, manifest: Manifest, run_id
         name=config.name,
         model=config.model,
         data=config.data,
+        frames=manifest.frames.shape if manifest.frames else None,
         classes=list(manifest.classes),
         data_digest=manifest.splits["train"].content_digest,
         run_id=run_id,

@@ -15,6 +15,7 @@ from agmm.metrics.cost import count_parameters
 from agmm.metrics.energy import energy_mj
 from agmm.metrics.firing import FiringMeter, firing_rates, total_firing_rate
 from agmm.metrics.operations import OperationMeter, totals
+from pipelines.data.frames_loader import check_kind
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
 from pipelines.errors import UserError
@@ -51,7 +52,10 @@ def evaluate_model(
         _set_time_steps(model, steps)
     data = model.card.data
     folder = data_folder(data_uri or data.uri, data.dataset)
-    ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    frames = manifest.frames.shape if manifest.frames else None
+    for steps in chosen:
+        check_kind(frames, data, model.card.model.model_copy(update={"time_steps": steps}))
     loader = open_loader(folder, "val", data=data, seed=0, say=say)
     try:
         rows = [_measure(model, loader, steps) for steps in chosen]

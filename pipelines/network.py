@@ -55,8 +55,21 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def normalise(images_BCHW: Tensor, data: DataConfig, device: torch.device) -> Tensor:
-    """uint8 images to float32 on the device, by the channel means and deviations of the recipe."""
+    """uint8 images to float32 on the device, by the channel means and deviations of the recipe.
+
+    Event frames, known by their fifth axis, go from [B, T, 2, H, W] to [T, B, 2, H, W]: counts of events as they are.
+    """
+    if images_BCHW.ndim == 5:
+        return _time_first(images_BCHW, device)
     images = images_BCHW.to(device, non_blocking=True).float().div_(255)
     mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(data.std, device=device).view(1, 3, 1, 1)
     return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def _time_first(frames_BTCHW: Tensor, device: torch.device) -> Tensor:
+    frames_TBCHW = frames_BTCHW.to(device, non_blocking=True).transpose(0, 1)
+    steps = frames_TBCHW.shape[:2]
+    # channels last once time and batch are folded, as the convolutions see it
+    folded = frames_TBCHW.flatten(0, 1).to(torch.float32, memory_format=torch.channels_last)
+    return folded.unflatten(0, steps)

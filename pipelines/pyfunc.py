@@ -13,7 +13,7 @@ from pipelines.registry import Model, read_model
 
 
 class Predictor:
-    """A NumPy image batch in, logits out."""
+    """A NumPy batch in, logits out."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -24,9 +24,13 @@ class Predictor:
         images: np.ndarray[Any, Any],
         params: dict[str, Any] | None = None,  # noqa: ARG002, MLflow passes it
     ) -> np.ndarray[Any, Any]:
-        """RGB uint8 images `[B, H, W, 3]` at the card's resolution to mean logits over T, float32 `[B, K]`."""
-        batch_BCHW = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        logits_TBK = self.model.network(normalise(batch_BCHW, self.model.card.data, torch.device("cpu")))
+        """uint8 inputs at the card's resolution to mean logits over T, float32 `[B, K]`.
+
+        RGB images `[B, H, W, 3]`, or event frames `[B, T, 2, H, W]` for a model trained on them.
+        """
+        batch = torch.from_numpy(np.ascontiguousarray(images))
+        batch = batch if self.model.card.frames else batch.permute(0, 3, 1, 2)
+        logits_TBK = self.model.network(normalise(batch, self.model.card.data, torch.device("cpu")))
         return logits_TBK.mean(0).numpy()
 
 

@@ -46,6 +46,7 @@ class ModelCard(BaseModel):
     name: str
     model: ModelConfig
     data: DataConfig
+    frames: tuple[int, int, int, int] | None = None  # (T, 2, H, W) that it takes; none: RGB images
     classes: list[str] = []
     data_digest: str = ""
     run_id: str = ""
@@ -111,13 +112,13 @@ def register(client: MlflowClient, card: ModelCard, tensors: dict[str, Tensor], 
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    size = card.data.resolution
+    shape = card.frames or (card.data.resolution, card.data.resolution, 3)
     with tempfile.TemporaryDirectory(prefix="agmm-model-") as scratch, explained(str(client.tracking_uri)):
         folder = Path(scratch) / "model"  # its name is part of the artifact
         folder.mkdir()
         write_model(folder, tensors, card)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3))]),
+            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *shape))]),
             outputs=Schema([TensorSpec(np.dtype("float32"), (-1, card.model.num_classes))]),
         )
         with mlflow.start_run(run_id=card.run_id), redirect_stderr(StringIO()):
@@ -126,7 +127,7 @@ def register(client: MlflowClient, card: ModelCard, tensors: dict[str, Tensor], 
                 loader_module="pipelines.pyfunc",
                 data_path=str(folder),
                 signature=signature,
-                input_example=np.zeros((1, size, size, 3), dtype=np.uint8),
+                input_example=np.zeros((1, *shape), dtype=np.uint8),
                 pip_requirements=_requirements(),
                 registered_model_name=name,
                 metadata={"card": card.model_dump(mode="json")},

@@ -34,23 +34,44 @@ def data_fetch(name: str) -> None:
 
 
 @data.command("build")
-@click.argument("source")
+@click.argument("source", required=False)
+@click.option("--events-from", metavar="IMAGES", help="In place of SOURCE: images, before a simulated event camera.")
+@click.option("--frames", type=click.IntRange(1), help="Frames of a recording, T; default 16 for DVS-Gesture, else 10.")
+@click.option("--frame-size", type=click.IntRange(1, 128), help="Pixels a side of a frame; default 48.")
+@click.option("--frame-by", type=click.Choice(["count", "time"]), help="Frames of equal event count (default) or time.")
 @click.option("--out", metavar="FOLDER", help="Where to; default <home>/data/<name>.")
 @click.option("--name", help="Name in the manifest; default the source's.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is there, once the new one is whole.")
 @JSON
-def data_build(source: str, out: str | None, name: str | None, on_error: Any, overwrite: bool, as_json: bool) -> None:
+def data_build(
+    source: str | None,
+    events_from: str | None,
+    frames: int | None,
+    frame_size: int | None,
+    frame_by: Any,
+    out: str | None,
+    name: str | None,
+    on_error: Any,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Build SOURCE into train.beton, val.beton and a manifest.
 
-    SOURCE is an ImageFolder (train/ and val/ or test/), CIFAR in the binary version, MNIST-like idx files, or the name
-    of a fetched data set.
+    SOURCE is an ImageFolder (train/ and val/ or test/), CIFAR in the binary version, MNIST-like idx files, DVS-Gesture,
+    CIFAR10-DVS, or the name of a fetched data set. Recordings of events are stored as frames.
     """
     from pipelines.data.build import build
-    from pipelines.data.sources import open_source
+    from pipelines.data.saccade import simulated
+    from pipelines.data.sources import choose_frames, open_source
     from pipelines.home import data_folder, home
 
-    opened = open_source(source, home(), name=name)
+    if (source is None) == (events_from is None):
+        raise click.UsageError("give SOURCE, or --events-from IMAGES in its place")
+    opened = open_source(str(source or events_from), home(), name=name)
+    if events_from is not None:
+        opened = simulated(opened, name)
+    opened = choose_frames(opened, frames, frame_size, frame_by)
     folder = out or str(data_folder(None, opened.name))
     manifest = build(opened, folder, on_error=on_error, overwrite=overwrite, say=say)
     counts = {split: info.count for split, info in manifest.splits.items()}

@@ -2,9 +2,10 @@
 
     header | two field descriptors | a record per sample | padding | pages of image bytes | allocation table
 
-A sample is an `image` (JPEG file or raw RGB pixels) and a `label`. FFCV's own writer fills pages in the order in which
-its processes finish and waits for ever when one of them dies; this one writes in sample order, so the same samples give
-the same bytes. The header is written last: a file that was not finished carries version 0 and is refused by any reader.
+A sample is a `label` and an `image` (JPEG file or raw RGB pixels) or `events` (frames): see `layout.py`. FFCV's own
+writer fills pages in the order in which its processes finish and waits for ever when one of them dies; this one writes
+in sample order, so the same samples give the same bytes. The header is written last: a file that was not finished
+carries version 0 and is refused by any reader.
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.data.layout import FIELD, JPG, Layout, Records, Shape, layout_of
 from pipelines.errors import UserError
 
-JPG, RAW = 0, 1
 VERSION = 2
 PAGE = 1 << 23
 LARGEST_IMAGE = 1 << 31
 LARGEST_SIDE = 2**16 - 1
-
-# Type numbers of FFCV's RGBImageField and IntField.
-_FIELDS = ((2, b"image"), (1, b"label"))
 
 HEADER = np.dtype(
     {
@@ -37,14 +35,11 @@ HEADER = np.dtype(
         "itemsize": 24,
     }
 )
-_FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "<u1", (1024,))])
-_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-SAMPLE = np.dtype({"names": ["image", "label"], "formats": [_IMAGE, "<i8"], "offsets": [0, 16], "itemsize": 24})
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
-_RECORDS_AT = HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize
+_FIELDS = 2
+_RECORDS_AT = HEADER.itemsize + _FIELDS * FIELD.itemsize
 
-Records = npt.NDArray[np.void]
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -58,9 +53,10 @@ class BetonWriter:
     OSError passes through: the caller knows what to say about a full disk.
     """
 
-    def __init__(self, path: Path, count: int) -> None:
-        """Start a file of at most `count` samples."""
-        self._records = np.zeros(count, SAMPLE)
+    def __init__(self, path: Path, count: int, frames: Shape | None = None) -> None:
+        """Start a file of at most `count` images or, with a shape (T, 2, H, W), of event frames."""
+        self._layout = Layout(frames)
+        self._records = np.zeros(count, self._layout.sample)
         self._table = np.zeros(count, ALLOCATION)
         self._written = 0
         self._page_size = PAGE
@@ -69,14 +65,14 @@ class BetonWriter:
         self._file = path.open("wb")
 
     def add(self, label: int, mode: int, height: int, width: int, data: bytes | Pixels) -> None:
-        """Append one image: the bytes of a JPEG file (`mode` JPG), or RGB pixels [height, width, 3] (RAW)."""
+        """Append one sample: a JPEG file (`mode` JPG), RGB pixels [height, width, 3] (RAW), or frames (FRAMES)."""
         size = len(data) if isinstance(data, bytes) else data.nbytes
         assert 0 < size <= LARGEST_IMAGE
         assert max(height, width) <= LARGEST_SIDE
         pointer = self._place(size)
         self._file.seek(pointer)
         self._file.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
-        self._records[self._written] = ((mode, width, height, pointer), label)
+        self._records[self._written] = self._layout.record(label, mode, height, width, pointer)
         self._table[self._written] = (self._written, pointer, size)
         self._end = pointer + size
         self._written += 1
@@ -97,11 +93,10 @@ class BetonWriter:
         self._file.seek(table_at)
         self._file.write(table.tobytes())
         self._file.seek(HEADER.itemsize)
-        fields = np.array([(kind, name, np.zeros(1024, "<u1")) for kind, name in _FIELDS], _FIELD)
-        self._file.write(fields.tobytes() + records.tobytes())
+        self._file.write(self._layout.fields.tobytes() + records.tobytes())
         self._sync()
         self._file.seek(0)
-        header = (VERSION, len(_FIELDS), self._page_size, self._written, table_at)
+        header = (VERSION, _FIELDS, self._page_size, self._written, table_at)
         self._file.write(np.array(header, HEADER).tobytes())
         self._sync()
         self._file.close()
@@ -123,10 +118,10 @@ class BetonReader:
     def __init__(self, path: Path) -> None:
         """Raises UserError when the file is not there, not finished, cut short, or not of this layout."""
         self.path = Path(path)
-        header = _read_header(self.path)
-        self.records = _read(self.path, SAMPLE, _RECORDS_AT, int(header["num_samples"]))
+        header, self.layout = _read_header(self.path)
+        self.records = _read(self.path, self.layout.sample, _RECORDS_AT, int(header["num_samples"]))
         self.allocations = _read(self.path, ALLOCATION, int(header["alloc_table_ptr"]), len(self.records))
-        _check_allocations(self.path, self.records, self.allocations)
+        _check_allocations(self.path, self.layout, self.records, self.allocations)
         self._map: Pixels = np.memmap(self.path, np.uint8, "r")
 
     def __len__(self) -> int:
@@ -142,9 +137,9 @@ class BetonReader:
 
     @property
     def sizes(self) -> npt.NDArray[np.int32]:
-        """(height, width) of every stored image, [N, 2]."""
-        image = self.records["image"]
-        return np.stack([image["height"], image["width"]], axis=1).astype(np.int32)
+        """(height, width) of every stored sample, [N, 2]."""
+        _, height, width, _ = self.layout.columns(self.records)
+        return np.stack([height, width], axis=1).astype(np.int32)
 
     def size_of(self, index: int) -> tuple[int, int]:
         """(height, width) of one stored image."""
@@ -152,7 +147,7 @@ class BetonReader:
         return int(image["height"]), int(image["width"])
 
     def stored(self, index: int) -> Pixels:
-        """The stored bytes of one image, a view of the map: a JPEG file, or pixels of a raw image."""
+        """The stored bytes of one sample, a view of the map: a JPEG file, pixels, or frames."""
         start, size = int(self.allocations["ptr"][index]), int(self.allocations["size"][index])
         return self._map[start : start + size]
 
@@ -161,12 +156,11 @@ class BetonReader:
         return int(self.records["image"]["mode"][index]) == JPG
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """What a content digest covers: of each sample in order, label, mode, width, height, size, then the bytes."""
-        for index, (record, entry) in enumerate(zip(self.records, self.allocations, strict=True)):
-            image = record["image"]
-            yield sample_head(
-                int(record["label"]), int(image["mode"]), int(image["height"]), int(image["width"]), int(entry["size"])
-            )
+        """What a content digest covers: of each sample in order, `sample_head`, then the bytes."""
+        mode, height, width, _ = self.layout.columns(self.records)
+        columns = zip(self.labels, mode, height, width, self.allocations["size"], strict=True)
+        for index, values in enumerate(columns):
+            yield sample_head(*(int(value) for value in values))
             yield self.stored(index).data
 
 
@@ -185,7 +179,7 @@ def _read(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDAr
     return array
 
 
-def _read_header(path: Path) -> Any:
+def _read_header(path: Path) -> tuple[Any, Layout]:
     try:
         size = path.stat().st_size
         header = np.fromfile(path, HEADER, count=1)
@@ -193,33 +187,31 @@ def _read_header(path: Path) -> Any:
         raise UserError(f"Cannot read {path}: {error.strerror}. Build the data set, or copy it whole.") from error
     if len(header) == 0 or header[0]["version"] == 0:
         raise UserError(f"{path} was not finished. Build or copy the data set again.")
-    if header[0]["version"] != VERSION or header[0]["num_fields"] != len(_FIELDS):
-        raise UserError(f"{path} is not a .beton of version {VERSION} with an image and a label. Build it again.")
+    if header[0]["version"] != VERSION or header[0]["num_fields"] != _FIELDS:
+        raise UserError(f"{path} is not a .beton of version {VERSION} with two fields. Build it again.")
     if size < _RECORDS_AT:
         raise UserError(f"{path} is cut short. Build or copy the data set again.")
-    fields = np.fromfile(path, _FIELD, count=len(_FIELDS), offset=HEADER.itemsize)
-    if [(int(kind), bytes(name)) for kind, name in zip(fields["type_id"], fields["name"], strict=True)] != list(
-        _FIELDS
-    ):
-        raise UserError(f"{path} has other fields than an image and a label. Build it again with `agmm data build`.")
-    needed = _RECORDS_AT + int(header[0]["num_samples"]) * SAMPLE.itemsize
+    layout = layout_of(np.fromfile(path, FIELD, count=_FIELDS, offset=HEADER.itemsize))
+    if layout is None:
+        raise UserError(
+            f"{path} has other fields than an image or events, and a label. Build it again with `agmm data build`."
+        )
+    needed = _RECORDS_AT + int(header[0]["num_samples"]) * layout.sample.itemsize
     table_end = int(header[0]["alloc_table_ptr"]) + int(header[0]["num_samples"]) * ALLOCATION.itemsize
     if size < max(needed, table_end):
         raise UserError(f"{path} is cut short: {size} bytes of {max(needed, table_end)}. Build or copy it again.")
-    return header[0]
+    return header[0], layout
 
 
-def _check_allocations(path: Path, records: Records, allocations: Records) -> None:
-    """Every record points to its own allocation inside the file; raw images have the size that they claim."""
-    image, size = records["image"], allocations["size"].astype(np.int64)
-    end = allocations["ptr"].astype(np.int64) + size
-    pixels = image["height"].astype(np.int64) * image["width"] * 3
+def _check_allocations(path: Path, layout: Layout, records: Records, allocations: Records) -> None:
+    """Every record points to its own allocation inside the file, which has the size that the record claims."""
+    size = allocations["size"].astype(np.int64)
+    *_, pointers = layout.columns(records)
     sound = (
         np.array_equal(allocations["sample_id"], np.arange(len(records)))
-        and np.array_equal(image["data_ptr"], allocations["ptr"])
-        and bool(np.all(end <= path.stat().st_size))
-        and bool(np.all(size > 0) and np.all(pixels > 0))
-        and bool(np.all((image["mode"] == JPG) | ((image["mode"] == RAW) & (size == pixels))))
+        and np.array_equal(pointers, allocations["ptr"])
+        and bool(np.all(allocations["ptr"].astype(np.int64) + size <= path.stat().st_size))
+        and layout.sound(records, size)
     )
     if not sound:
         raise UserError(f"{path} contradicts itself (records and allocations differ). Build or copy it again.")

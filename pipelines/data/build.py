@@ -19,10 +19,15 @@ from typing import Literal
 import numpy as np
 
 from pipelines.data.beton import PAGE, BetonWriter, sample_head
+from pipelines.data.events import BrokenEvents, Events, FrameRule, to_frames
 from pipelines.data.images import BrokenImage, Prepared, prepare, strict_decoding
+from pipelines.data.layout import FRAMES
 from pipelines.data.manifest import (
+    FORMAT,
+    IMAGES_FORMAT,
     MANIFEST,
     STAMP,
+    FramesManifest,
     Manifest,
     SplitManifest,
     beton_path,
@@ -35,6 +40,7 @@ from pipelines.progress import Progress, Say
 from pipelines.storage import sync
 
 OnError = Literal["fail", "skip"]
+_Result = Prepared | BrokenImage | BrokenEvents
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OURS = frozenset({MANIFEST, STAMP, *(f"{split}.beton" for split in SPLITS)})
@@ -52,7 +58,7 @@ def build(
     threads: int | None = None,
     say: Say = lambda _: None,
 ) -> Manifest:
-    """Decode every image of `source` once, write the data set to folder `out`, and return its manifest.
+    """Decode every image (or bin every recording) of `source`, write the data set to `out`, and return its manifest.
 
     The same source gives the same bytes, whatever `threads` (default: the processors of this machine). `on_error`
     "skip" leaves broken files out and names them in the manifest; "fail" stops at the first. `overwrite` replaces a
@@ -63,21 +69,29 @@ def build(
     """
     target = _target(out, overwrite)
     with _disk_errors(target), strict_decoding(), _staging(target) as staging:
-        _check_space(target, source.bytes_estimate)
+        _check_space(target, source.bytes_needed)
         workers = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
         splits = {split: _build_split(source, split, staging, on_error, workers) for split in SPLITS}
         manifest = Manifest(
+            format=FORMAT if source.frames else IMAGES_FORMAT,
             name=name or source.name,
             classes=source.classes,
             builder=f"agmm {_version()}",
             source_kind=source.kind,
             splits=splits,
+            frames=_frames(source),
         )
         write_manifest(staging, manifest)
         sync(staging)
         _publish(staging, target)
-    _summarise(manifest, target, say)
+    _summarise(manifest, source.unit, target, say)
     return manifest
+
+
+def _frames(source: Source) -> FramesManifest | None:
+    if source.frames is None:
+        return None
+    return FramesManifest(shape=source.frames.shape, by=source.frames.by, settings=dict(source.settings))
 
 
 def _version() -> str:
@@ -155,11 +169,11 @@ class _Tally:
 def _build_split(source: Source, split: str, folder: Path, on_error: OnError, threads: int) -> SplitManifest:
     samples, path = source.splits[split], beton_path(folder, split)
     tally, skipped = _Tally(len(source.classes)), dict[str, str]()
-    writer = BetonWriter(path, len(samples))
+    writer = BetonWriter(path, len(samples), source.frames.shape if source.frames else None)
     try:
         with (
-            closing(_prepare_all(samples, threads)) as prepared,
-            Progress(len(samples), f"building {split}", unit=" images") as progress,
+            closing(_prepare_all(samples, source.frames, threads)) as prepared,
+            Progress(len(samples), f"building {split}", unit=f" {source.unit}s") as progress,
         ):
             for sample, result in prepared:
                 if isinstance(result, Prepared):
@@ -176,14 +190,14 @@ def _build_split(source: Source, split: str, folder: Path, on_error: OnError, th
 
 
 def _prepare_all(
-    samples: Sequence[Sample], threads: int
-) -> Generator[tuple[Sample, Prepared | BrokenImage], None, None]:
+    samples: Sequence[Sample], rule: FrameRule | None, threads: int
+) -> Generator[tuple[Sample, _Result], None, None]:
     """Samples in order with what to store of them, prepared in parallel (decoders let go of the interpreter)."""
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[tuple[Sample, Future[Prepared | BrokenImage]]] = deque()
+        pending: deque[tuple[Sample, Future[_Result]]] = deque()
         try:
             for sample in samples:
-                pending.append((sample, pool.submit(_prepare_one, sample)))
+                pending.append((sample, pool.submit(_prepare_one, sample, rule)))
                 if len(pending) > threads * _AHEAD:
                     first, result = pending.popleft()
                     yield first, result.result()
@@ -194,20 +208,24 @@ def _prepare_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_one(sample: Sample) -> Prepared | BrokenImage:
+def _prepare_one(sample: Sample, rule: FrameRule | None) -> _Result:
     try:
-        return prepare(sample.load())
-    except BrokenImage as error:
+        payload = sample.load()
+        if isinstance(payload, Events):
+            assert rule is not None, "a source of recordings says how they become frames"
+            return Prepared(FRAMES, rule.size, rule.size, to_frames(payload, rule))
+        return prepare(payload)
+    except (BrokenImage, BrokenEvents) as error:
         return error
     except OSError as error:
         return BrokenImage(f"cannot be read: {error.strerror or error}")
 
 
-def _broken(source: Source, sample: Sample, error: BrokenImage, on_error: OnError) -> str:
+def _broken(source: Source, sample: Sample, error: ValueError, on_error: OnError) -> str:
     if on_error == "fail":
         raise UserError(
-            f"{sample.name} of {source.name} is not a whole image: {error}. Replace or remove the file, or pass "
-            "--on-error skip to leave such files out (the manifest names them)."
+            f"{sample.name} of {source.name} is not a whole {source.unit}: {error}. Replace or remove the file, or "
+            "pass --on-error skip to leave such files out (the manifest names them)."
         )
     return str(error)
 
@@ -216,7 +234,8 @@ def _check_classes(source: Source, split: str, tally: _Tally) -> None:
     empty = [name for label, name in enumerate(source.classes) if not tally.labels[label]]
     if empty:
         raise UserError(
-            f"{split} of {source.name} has no usable image of: {', '.join(empty[:8])}. Add images, or remove the class."
+            f"{split} of {source.name} has no usable {source.unit} of: {', '.join(empty[:8])}. Add some, or remove the "
+            "class."
         )
 
 
@@ -251,9 +270,9 @@ def _publish(staging: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _summarise(manifest: Manifest, target: Path, say: Say) -> None:
+def _summarise(manifest: Manifest, unit: str, target: Path, say: Say) -> None:
     for split, entry in manifest.splits.items():
         notes = [f"{count} converted from {mode}" for mode, count in entry.converted.items()]
         notes += [f"{len(entry.skipped)} skipped"] if entry.skipped else []
-        say(f"{split}: {entry.count} images, {entry.bytes / 1e6:.1f} MB" + "".join(f", {note}" for note in notes))
+        say(f"{split}: {entry.count} {unit}s, {entry.bytes / 1e6:.1f} MB" + "".join(f", {note}" for note in notes))
     say(f"data set {manifest.name}: {target}")

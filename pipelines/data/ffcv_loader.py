@@ -32,8 +32,9 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pipelines.data.beton import JPG, BetonReader
+from pipelines.data.beton import BetonReader
 from pipelines.data.images import BrokenImage, prepare, strict_decoding
+from pipelines.data.layout import JPG
 from pipelines.data.plan import COLUMNS, Ids, Table
 from pipelines.errors import ServiceError
 

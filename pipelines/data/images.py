@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from pipelines.data.beton import JPG, LARGEST_IMAGE, LARGEST_SIDE, RAW
-from pipelines.data.samples import Payload
+from pipelines.data.beton import LARGEST_IMAGE, LARGEST_SIDE
+from pipelines.data.layout import JPG, RAW
 
 _JPEG_QUALITY = 95
 _JPEG_FORMATS = ("JPEG", "MPO")
@@ -26,7 +26,7 @@ class BrokenImage(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is stored of one image. `converted` is the colour mode it came in when that was not RGB."""
+    """What is stored of one image or recording. `converted` is the colour mode it came in when that was not RGB."""
 
     mode: int
     height: int
@@ -49,7 +49,7 @@ def strict_decoding() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def prepare(payload: Payload) -> Prepared:
+def prepare(payload: bytes | npt.NDArray[np.uint8]) -> Prepared:
     """Decode an image whole and say what to store of it. Raises BrokenImage.
 
     A JPEG file in RGB is stored byte for byte: no second loss. Like everywhere in the field, its EXIF orientation is
@@ -71,6 +71,13 @@ def prepare(payload: Payload) -> Prepared:
     # Pillow's decoders raise whatever their format's parser stumbles on: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise BrokenImage(str(error)) from error
+
+
+def rgb_pixels(prepared: Prepared) -> npt.NDArray[np.uint8]:
+    """The pixels [height, width, 3] of what `prepare` made of an image."""
+    if isinstance(prepared.data, bytes):
+        return np.asarray(Image.open(io.BytesIO(prepared.data)).convert("RGB"))
+    return prepared.data
 
 
 def _decode(payload: bytes) -> Prepared:

@@ -12,9 +12,10 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, ModelConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
+from pipelines.data.frames_loader import FramesEngine, check_kind
 from pipelines.data.manifest import Manifest, beton_path, ensure_verified
 from pipelines.data.mixing import Mix, Mixer, check_pairs
 from pipelines.data.pixels import PixelAugment
@@ -31,10 +32,13 @@ _INSTALL = (
 
 
 class Engine(Protocol):
-    """What turns sample ids into images; `plan` rows are read when a batch is made."""
+    """What turns sample ids into images or frames; `plan` rows are read when a batch is made."""
 
     def images(self, ids: plan.Ids, resolution: int) -> Generator[torch.Tensor, None, None]:
-        """Images uint8 [B, 3, R, R] in batches, in the order of `ids`; R may be less than the engine was made for."""
+        """Images uint8 [B, 3, R, R], or frames uint8 [B, T, 2, R, R], in batches, in the order of `ids`.
+
+        R may be less than the engine was made for.
+        """
 
     def close(self) -> None:
         """Let go of processes."""
@@ -44,7 +48,7 @@ class BatchLoader:
     """One rank's batches of one split.
 
     steps: batches of this rank in an epoch. samples: images of an epoch over all ranks. local_samples: this rank's.
-    manifest: the data set. backend: "ffcv" or "torch".
+    manifest: the data set. backend: "ffcv" or "torch" for images, "numpy" for event frames.
     """
 
     def __init__(
@@ -61,11 +65,11 @@ class BatchLoader:
             plan.fill_evaluation_plan(table, self._sizes, share.data.crop_ratio)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """(images uint8 [B, 3, R, R], labels int64 [B]) of an epoch from `start_step` on; R is the epoch's resolution.
+        """Images uint8 [B, 3, R, R] or frames uint8 [B, T, 2, R, R], and labels int64 [B], from `start_step` on.
 
-        Images are a channels-last view of memory of their own, page-locked where there is CUDA: they stay valid for as
-        long as they are held. Asking for an epoch ends one that is still running. Raises ServiceError when the pipeline
-        fails.
+        R is the epoch's resolution. Images are a channels-last view of memory of their own, page-locked where there is
+        CUDA: they stay valid for as long as they are held. Asking for an epoch ends one that is still running. Raises
+        ServiceError when the pipeline fails.
         """
         if not 0 <= start_step <= self.steps:
             raise ValueError(f"start_step must be 0 to {self.steps}, got {start_step}")
@@ -155,12 +159,14 @@ def open_loader(
     rank: int = 0,
     world: int = 1,
     expect_classes: int | None = None,
+    model: ModelConfig | None = None,
     say: Say = lambda _: None,
 ) -> BatchLoader:
     """A loader of a built data set; `data.batch_size` is the global batch, of which this rank takes its share.
 
     "train" is shuffled and augmented, and drops the incomplete last batch; "val" is in order, each sample once over all
     ranks. Order and augmentation depend on (seed, epoch, sample id) alone: not on the loader, its threads or the world.
+    Event frames come through NumPy whatever `data.loader` says. The data must be what `model` takes, where it is given.
     Raises UserError for a data set that is missing, damaged, another, or smaller than a batch.
     """
     manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=expect_classes, say=say)
@@ -169,27 +175,34 @@ def open_loader(
     _check_batch(split, len(reader), data.batch_size, rank, world)
     share = _Share(split, len(reader), data, seed, rank, world)
     table = plan.new_table(len(reader))
+    check_kind(reader.layout.frames, data, model)
     if split == "train":
         # A plan that cannot be filled is a user's mistake: better said now than at the first batch.
         plan.check_plan(reader.sizes, data.augment, data.resolution)
         check_pairs(data, world)
-    backend = _choose(data.loader, say)
-    engine = _engine(backend)(
+    backend = "numpy" if reader.layout.frames else _choose(data.loader, say)
+    engine = _engine(backend, data)(
         path, table, resolution=data.resolution, batch_size=share.batch_size, threads=data.threads
     )
     return BatchLoader(engine, backend, manifest, reader, table, share)
 
 
-def check_data(folder: str | Path, data: DataConfig, *, world: int, say: Say = lambda _: None) -> None:
-    """Raise UserError for a batch, a crop or a loader that cannot be, so that no worker starts in vain.
+def check_data(
+    folder: str | Path, data: DataConfig, model: ModelConfig, *, world: int, say: Say = lambda _: None
+) -> None:
+    """Raise UserError for a batch, a crop, a loader or a network that cannot be, so that no worker starts in vain.
 
-    Says once where FFCV is missing and torch loads instead.
+    Says once where FFCV is missing and torch loads instead, or where FFCV was asked for and event frames do without.
     """
     reader = BetonReader(beton_path(folder, "train"))
     _check_batch("train", len(reader), data.batch_size, 0, world)
+    check_kind(reader.layout.frames, data, model)
     plan.check_plan(reader.sizes, data.augment, data.resolution)
     check_pairs(data, world)
-    _choose(data.loader, say)
+    if reader.layout.frames is None:
+        _choose(data.loader, say)
+    elif data.loader == "ffcv":
+        say("event frames are read by NumPy from a memory map, not by FFCV: there is nothing to decode")
 
 
 def _check_batch(split: Split, count: int, batch_size: int, rank: int, world: int) -> None:
@@ -233,11 +246,13 @@ def _choose(wanted: str, say: Say) -> str:
     return "torch"
 
 
-def _engine(backend: str) -> Callable[..., Engine]:
+def _engine(backend: str, data: DataConfig) -> Callable[..., Engine]:
     if backend == "ffcv":
         from pipelines.data.ffcv_loader import FfcvEngine
 
         return FfcvEngine
+    if backend == "numpy":
+        return functools.partial(FramesEngine, wrap=data.augment.crop == "roll")
     from pipelines.data.torch_loader import TorchEngine
 
     return TorchEngine

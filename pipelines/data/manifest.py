@@ -16,11 +16,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.data.beton import BetonReader
+from pipelines.data.events import SplitBy
 from pipelines.data.samples import SPLITS
 from pipelines.errors import UserError
 from pipelines.progress import Progress, Say
 
-FORMAT = 1
+# Image data sets stay in the first format, which older versions read too; the second has event frames.
+IMAGES_FORMAT, FORMAT = 1, 2
 MANIFEST = "manifest.json"
 STAMP = ".verified.json"
 
@@ -49,15 +51,24 @@ class SplitManifest(_Part):
     skipped: dict[str, str] = Field(description="images left out, with the reason")
 
 
+class FramesManifest(_Part):
+    """What recordings of events became."""
+
+    shape: tuple[int, int, int, int] = Field(description="(T, 2, H, W) of every sample")
+    by: SplitBy = Field(description="frames of equal event count, or of equal time")
+    settings: dict[str, float] = Field({}, description="of the simulation, where images were turned into events")
+
+
 class Manifest(_Part):
     """A whole data set."""
 
-    format: int = FORMAT
+    format: int = IMAGES_FORMAT
     name: str = Field(min_length=1)
     classes: tuple[str, ...] = Field(min_length=1)
     builder: str
     source_kind: str
     splits: dict[str, SplitManifest]
+    frames: FramesManifest | None = Field(None, description="of a data set of events; absent for images")
 
     @property
     def digest(self) -> str:
@@ -121,7 +132,7 @@ def _parse(path: Path, tree: Any) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` and wait until it is on disk."""
     with (folder / MANIFEST).open("w", encoding="utf-8") as out:
-        out.write(json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+        out.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False) + "\n")
         out.flush()
         os.fsync(out.fileno())
 
@@ -156,7 +167,7 @@ def verify(folder: str | Path, say: Say = lambda _: None) -> Manifest:
             raise UserError(f"{path} holds other images than {MANIFEST} says. {_AGAIN}")
         if content_digest(reader) != entry.content_digest:
             raise UserError(f"{path} holds other bytes than {MANIFEST} says. {_AGAIN}")
-        say(f"{path}: {entry.count} images, whole")
+        say(f"{path}: {entry.count} samples, whole")
     return manifest
 
 

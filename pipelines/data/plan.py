@@ -6,7 +6,7 @@ The fourth word of the counter separates the streams, so that switching one kind
 the permutation, `_AUGMENT` for crops and flips, `POLICY` and `CUTOUT` for pixels.py, `MIX` for mixing.py.
 
 A plan is a table of int32, a row per sample: (top, left, height, width, flip). A box may reach beyond its image only
-when it has the output's size; what lies outside is black.
+when it has the output's size; what lies outside is black or, with crop=roll, the image's other side.
 """
 
 from __future__ import annotations
@@ -97,9 +97,17 @@ def _fill_boxes(rows: Table, sizes: Sizes, augment: AugmentConfig, draws: npt.ND
         _random_resized(rows, sizes, augment, draws)
     elif augment.crop == "pad":
         rows[:, HEIGHT : WIDTH + 1] = sizes
-        rows[:, TOP : LEFT + 1] = np.floor(draws[:, -3:-1] * (2 * augment.padding + 1)) - augment.padding
+        rows[:, TOP : LEFT + 1] = _offsets(draws, augment.padding)
+    elif augment.crop == "roll":
+        rows[:, HEIGHT : WIDTH + 1] = sizes
+        rows[:, TOP : LEFT + 1] = _offsets(draws, augment.roll)
     else:
         _centre_square(rows, sizes, 1.0)
+
+
+def _offsets(draws: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.float64]:
+    """Whole pixels from -most to most, each as likely, [N, 2]."""
+    return np.floor(draws[:, -3:-1] * (2 * most + 1)) - most
 
 
 def _random_resized(rows: Table, sizes: Sizes, augment: AugmentConfig, draws: npt.NDArray[np.float64]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.data.beton import JPG, PAGE, RAW, BetonReader, BetonWriter
+from pipelines.data.beton import PAGE, BetonReader, BetonWriter
+from pipelines.data.layout import JPG, RAW
 from pipelines.errors import UserError
 
 

@@ -46,7 +46,7 @@ def test_another_data_set(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 2}, "format 2; this version reads up to 1. Update"),
+        ({"format": 3}, "format 3; this version reads up to 2. Update"),
         ({"splits": {}}, "lists splits"),
         ({"classes": []}, "is no manifest: classes"),
         ({"extra": 1}, "is no manifest: extra"),
