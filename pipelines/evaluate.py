@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,43 +15,74 @@ from agmm.metrics.cost import count_parameters
 from agmm.metrics.energy import energy_mj
 from agmm.metrics.firing import FiringMeter, firing_rates, total_firing_rate
 from agmm.metrics.operations import OperationMeter, totals
+from pipelines.data.frames_loader import check_kind
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
+from pipelines.errors import UserError
 from pipelines.home import data_folder
 from pipelines.network import normalise
 from pipelines.progress import Progress
 from pipelines.registry import Model, load_model
 
 
-def evaluate_model(uri: str, data_uri: str | None, tracking: str, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate_model(
+    uri: str,
+    data_uri: str | None,
+    tracking: str,
+    say: Callable[[str], None],
+    time_steps: Sequence[int] = (),
+) -> dict[str, Any]:
     """Load a model, verify its data, and measure on every image of its validation split.
 
+    `time_steps` asks for other T than the model's own.
+
     Returns:
-        `top1` and `top5` (0 to 1), `loss`, `count`, `size_mb`; the `firing` rate; `sops`, `macs` and, by convention,
-        `energy_mj` of one image; the same by layer as `layers` and `firing_by_step`; and where all of it came from.
+        `time_steps`; `top1` and `top5` (0 to 1), `loss`, `count`; the `firing` rate; `sops`, `macs` and, by convention,
+        `energy_mj` of one image; the same by layer as `layers` and `firing_by_step`. Of several T all this comes as
+        `rows`, one for each. Besides, `size_mb`, and where all of it came from.
 
     Raises:
-        UserError: where the model or the data are not what they should be.
+        UserError: where the model or the data are not what they should be, or the model cannot run over such a T.
         ServiceError: where a service does not answer.
 
     """
     model = load_model(uri, tracking)
+    chosen = list(time_steps) or [model.card.model.time_steps]
+    for steps in chosen:
+        _set_time_steps(model, steps)
     data = model.card.data
     folder = data_folder(data_uri or data.uri, data.dataset)
-    ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
-    loader = open_loader(folder, "val", data=data, seed=0, model=model.card.model, say=say)
-    clock: list[tuple[float, int]] = []
-    network = model.network.to("cuda" if torch.cuda.is_available() else "cpu")
-    firing, operations = FiringMeter(network, model.card.model.time_steps), OperationMeter(network)
+    manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    frames = manifest.frames.shape if manifest.frames else None
+    for steps in chosen:
+        check_kind(frames, data, model.card.model.model_copy(update={"time_steps": steps}))
+    loader = open_loader(folder, "val", data=data, seed=0, say=say)
     try:
-        with firing.measuring(), operations.measuring():
-            result = means(evaluate(network, _batches(model, loader, clock)))
+        rows = [_measure(model, loader, steps) for steps in chosen]
     finally:
         loader.close()
     size = count_parameters(model.network).megabytes
     about = {"model": uri, "run_id": model.card.run_id, "checkpoint": model.checkpoint, "size_mb": size}
-    about |= {"data": str(folder)} | result | {"images_per_second": _speed(clock)}
-    return about | _costs(operations, result["count"]) | _firing(firing)
+    return about | {"data": str(folder)} | (rows[0] if len(rows) == 1 else {"rows": rows})
+
+
+def _set_time_steps(model: Model, steps: int) -> None:
+    try:
+        model.network.set_num_steps(steps)
+    except ValueError as error:
+        raise UserError(f"Cannot evaluate {model.uri} with --time-steps {steps}: {error}") from error
+
+
+def _measure(model: Model, loader: BatchLoader, steps: int) -> dict[str, Any]:
+    """What the model does over `steps` time steps on every image of the loader."""
+    _set_time_steps(model, steps)
+    clock: list[tuple[float, int]] = []
+    network = model.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    firing, operations = FiringMeter(network, steps), OperationMeter(network)
+    with firing.measuring(), operations.measuring():
+        result = means(evaluate(network, _batches(model, loader, clock)))
+    measured = {"time_steps": steps} | result | {"images_per_second": _speed(clock)}
+    return measured | _costs(operations, result["count"]) | _firing(firing)
 
 
 def _costs(operations: OperationMeter, images: float) -> dict[str, Any]:

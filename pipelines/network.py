@@ -12,7 +12,7 @@ from pipelines.config import DataConfig, ModelConfig, OptimConfig
 from pipelines.errors import UserError
 
 
-def build_network(config: ModelConfig) -> nn.Module:
+def build_network(config: ModelConfig) -> models.SpikingNetwork:
     """The network that a recipe describes, with fresh weights, channels last. Raises UserError for what it refuses."""
     known = models.list_models("agmm_*")
     if config.arch not in known:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from agmm.models import SpikingNetwork
 from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import sha256_of
 from pipelines.config import DataConfig, ModelConfig, RunConfig
@@ -58,7 +59,7 @@ class ModelCard(BaseModel):
 class Model:
     """A network ready to predict, with its card and the address it came from."""
 
-    network: nn.Module
+    network: SpikingNetwork
     card: ModelCard
     uri: str
     checkpoint: str | None = None  # the checkpoint's address, where it came from one

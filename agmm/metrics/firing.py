@@ -31,8 +31,8 @@ class FiringMeter:
         return hooked(self._layers, self._count)
 
     def _count(self, number: int, _layer: nn.Module, _inputs: tuple[Any, ...], spikes_TB: Tensor) -> None:
-        # a sample's spikes are summed in float32, exact below 2**24 neurons; then in float64
-        spikes_T = spikes_TB.detach().sum(dim=tuple(range(2, spikes_TB.ndim))).double().sum(dim=1)
+        # a sample's spikes, whatever their amplitude, are summed in float32, exact below 2**24 neurons; then in float64
+        spikes_T = spikes_TB.detach().bool().float().sum(dim=tuple(range(2, spikes_TB.ndim))).double().sum(dim=1)
         self.counts_LT2[number, :, 0] += spikes_T
         self.counts_LT2[number, :, 1] += spikes_TB[0].numel()
 

@@ -8,9 +8,12 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from agmm.models.blocks import over_time
+from agmm.models.blocks import TemporalBatchNorm2d, over_time
+from agmm.modulation import AGMM
 from agmm.precision import at_least_float32
 from agmm.related import LearnedScaleConv2d
+
+_PER_STEP = {AGMM: "a gate with an alpha per step", TemporalBatchNorm2d: "a norm with a factor per step (tebn)"}
 
 
 class SpikingNetwork(nn.Module):
@@ -18,7 +21,7 @@ class SpikingNetwork(nn.Module):
 
     Args:
         num_classes: K.
-        num_steps: T, at training and evaluation alike.
+        num_steps: T; `set_num_steps` changes it where no parameter belongs to a time step.
         in_chans: channels of the input, 3 of an image, 2 of event frames.
 
     """
@@ -69,6 +72,21 @@ class SpikingNetwork(nn.Module):
                 "Set model.time_steps, or build the data with as many frames."
             )
         return over_time(encode, x)
+
+    def step_parameters(self) -> list[str]:
+        """What this network has one of per time step, in words; nothing for one that runs over any T."""
+        found = {type(module) for module in self.modules()}
+        return [words for kind, words in _PER_STEP.items() if kind in found]
+
+    def set_num_steps(self, num_steps: int) -> None:
+        """Run over another T from now on. Raises ValueError where parameters belong to the steps of training."""
+        bound = self.step_parameters()
+        if num_steps != self.num_steps and bound:
+            raise ValueError(
+                f"The network was trained for {self.num_steps} time steps and cannot run over {num_steps}: "
+                f"it has {' and '.join(bound)}. Train one with model.time_steps={num_steps}."
+            )
+        self.num_steps = num_steps
 
     def get_classifier(self) -> nn.Module:
         """The linear head, as timm names it."""

@@ -31,6 +31,7 @@ for _command in (
     runs.recipes,
     runs.train,
     runs.evaluate,
+    runs.convert,
     runs.landscape,
     models.models,
     services.submit,

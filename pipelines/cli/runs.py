@@ -1,4 +1,4 @@
-"""Train, evaluate, and the recipes."""
+"""Train, convert, evaluate, and the recipes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,35 @@ def train(recipe: str, overrides: tuple[str, ...], resume: bool, as_json: bool) 
     show(train_run(config, resume=resume, say=say), as_json)
 
 
+_MOST_STEPS = 1024
+_BY_T = ("top1", "loss", "firing", "sops", "macs")
+_DATA = click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
+
+
+def _time_steps(_: click.Context, __: click.Parameter, text: str | None) -> list[int]:
+    """`4,8,16` as numbers, each once, ascending."""
+    words = text.split(",") if text else []
+    if not all(word.strip().isdecimal() and 1 <= int(word) <= _MOST_STEPS for word in words):
+        raise click.BadParameter(f"{text!r} is not numbers from 1 to {_MOST_STEPS} with commas between, as in 4,8,16.")
+    return sorted({int(word) for word in words})
+
+
 @click.command()
 @click.argument("model")
-@click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
+@_DATA
+@click.option("--time-steps", metavar="T[,T...]", callback=_time_steps, help="Other T than the model's own.")
 @JSON
-def evaluate(model: str, data_uri: str | None, as_json: bool) -> None:
+def evaluate(model: str, data_uri: str | None, time_steps: list[int], as_json: bool) -> None:
     """Exact validation of MODEL: models:/name@alias, runs:/id/model, a checkpoint's address or a model's folder."""
     use_services()
     from pipelines.evaluate import evaluate_model
     from pipelines.home import default_tracking_uri
 
-    result = evaluate_model(model, data_uri, default_tracking_uri(), say)
+    result = evaluate_model(model, data_uri, default_tracking_uri(), say, time_steps)
+    rows = [] if as_json else result.pop("rows", [])
     show(result if as_json else _summary(result), as_json)
+    if rows:
+        table([{"T": row["time_steps"]} | {key: f"{row[key]:.4g}" for key in _BY_T} for row in rows], "none")
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +67,30 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
 
 @click.command()
 @click.argument("model")
-@click.option("--data", "data_uri", metavar="URI", help="Built data set; default the model's own.")
+@_DATA
+@click.option("--out", required=True, metavar="FOLDER", help="Where the spiking model goes; must not be there.")
+@click.option("--time-steps", type=click.IntRange(1, _MOST_STEPS), default=32, show_default=True, help="Its T.")
+@click.option("--images", type=click.IntRange(1), default=1024, show_default=True, help="To calibrate with.")
+@click.option(
+    "--percentile",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=99.9,
+    show_default=True,
+    help="Of a layer's activations; what is above it is cut.",
+)
+@JSON
+def convert(model: str, out: str, data_uri: str | None, as_json: bool, **settings: Any) -> None:
+    """Turn MODEL, trained with relu in its neurons' place, into a rate-coded spiking one with the same weights."""
+    use_services()
+    from pipelines.convert import convert_model
+    from pipelines.home import default_tracking_uri
+
+    show(convert_model(model, out, data_uri, default_tracking_uri(), say, **settings), as_json)
+
+
+@click.command()
+@click.argument("model")
+@_DATA
 @click.option("--points", type=int, default=21, show_default=True, help="Points along each axis; odd.")
 @click.option("--span", type=float, default=1.0, show_default=True, help="Length of the axes to either side.")
 @click.option("--images", type=int, default=1000, show_default=True, help="Validation images, spread over the split.")

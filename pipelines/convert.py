@@ -1,0 +1,114 @@
+"""A trained network of rectified activations as a rate-coded spiking one: a model's folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agmm.conversion import calibrate, rate_coded
+from pipelines.checkpoint import model_tensors
+from pipelines.config import DataConfig, ModelConfig
+from pipelines.data import plan
+from pipelines.data.beton import BetonReader
+from pipelines.data.manifest import beton_path, ensure_verified
+from pipelines.data.torch_loader import TorchEngine
+from pipelines.errors import ServiceError, UserError
+from pipelines.home import data_folder
+from pipelines.network import normalise
+from pipelines.progress import Progress, Say
+from pipelines.registry import Model, ModelCard, load_model, write_model
+from pipelines.version import code_version
+
+
+def convert_model(
+    uri: str,
+    out: str,
+    data_uri: str | None,
+    tracking: str,
+    say: Say,
+    *,
+    time_steps: int = 32,
+    images: int = 1024,
+    percentile: float = 99.9,
+) -> dict[str, Any]:
+    """Convert the model at `uri` into the folder `out`, calibrated on so many training images.
+
+    Raises:
+        UserError: for a model that cannot be converted, data that do not fit it, and a folder that is there.
+        ServiceError: where the folder cannot be written, or a service does not answer.
+
+    """
+    folder = Path(out).absolute()
+    if folder.exists():
+        raise UserError(f"{folder} is there already. Choose another --out, or remove it.")
+    model = load_model(uri, tracking)
+    _refuse_what_has_no_rate(model)
+    data = model.card.data
+    source = data_folder(data_uri or data.uri, data.dataset)
+    manifest = ensure_verified(source, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
+    if manifest.frames:
+        raise UserError(
+            f"{data.dataset} has event frames, and a rate is of one image at all steps. Convert for images."
+        )
+    levels = calibrate(model.network, _calibration_batches(source, data, images), percentile)
+    _write(folder, rate_coded(model_tensors(model.network), levels), _card(model.card, time_steps))
+    found = {"level_min": min(levels.values()), "level_max": max(levels.values())}
+    return {"model": str(folder), "time_steps": time_steps, "layers": len(levels), **found}
+
+
+def _refuse_what_has_no_rate(model: Model) -> None:
+    config: ModelConfig = model.card.model
+    if config.neuron.kind != "relu":
+        raise UserError(
+            f"{model.uri} has {config.neuron.kind} neurons; only relu can be converted. "
+            "Train with model.neuron.kind=relu and model.time_steps=1, as the recipe cifar10_resnet19_ann does."
+        )
+    bound = model.network.step_parameters()
+    if bound:
+        raise UserError(
+            f"{model.uri} has {' and '.join(bound)}, which means nothing at another number of steps. "
+            "Train with model.method=vanilla and model.norm=bn."
+        )
+
+
+def _calibration_batches(folder: Path, data: DataConfig, images: int) -> Iterator[Tensor]:
+    """Normalised training images as evaluation would cut them, evenly spaced, for files may be sorted by class."""
+    path = beton_path(folder, "train")
+    reader = BetonReader(path)
+    table = plan.new_table(len(reader))
+    plan.fill_evaluation_plan(table, reader.sizes, data.crop_ratio)
+    ids = np.unique(np.linspace(0, len(reader) - 1, min(images, len(reader))).astype(np.int64))
+    engine = TorchEngine(path, table, resolution=data.resolution, batch_size=data.batch_size, threads=1)
+    try:
+        with Progress(len(ids), "calibrate", "image") as progress:
+            for batch in engine.images(ids, data.resolution):
+                yield normalise(batch, data, torch.device("cpu"))
+                progress.advance(len(batch))
+    finally:
+        engine.close()
+
+
+def _card(card: ModelCard, time_steps: int) -> ModelCard:
+    """The analogue's card for its spiking twin; what was measured of the one is not true of the other."""
+    neuron = card.model.neuron.model_copy(update={"kind": "rate_if"})
+    model = card.model.model_copy(update={"neuron": neuron, "time_steps": time_steps})
+    return card.model_copy(update={"model": model, "metrics": {}, "code_version": code_version()})
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
+    """The whole folder or none of it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+            staging = Path(scratch) / "model"
+            staging.mkdir()
+            write_model(staging, tensors, card)
+            staging.rename(folder)
+    except OSError as error:
+        raise ServiceError(f"Cannot write {folder}: {error}. Free some space or choose another --out.") from error
