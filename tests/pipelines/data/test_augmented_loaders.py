@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, ModelConfig
 from pipelines.data import loaders
 from pipelines.data.build import build
 from pipelines.data.loaders import BatchLoader, check_data, open_loader
@@ -92,9 +92,9 @@ def test_pairs_are_checked_before_workers_start(raw: Path, opened: Opener) -> No
     data = DataConfig.model_validate(
         {"dataset": "raw", "batch_size": 6, "loader": "torch", "augment": {"mix": {"mixup": 0.2}}}
     )
-    check_data(raw, data, world=3)
+    check_data(raw, data, ModelConfig(), world=3)
     with pytest.raises(UserError, match=r"even share .* got 6 for 2 workers.*multiple of 4 \(4 or 8\)"):
-        check_data(raw, data, world=2)
+        check_data(raw, data, ModelConfig(), world=2)
     assert opened().mixing(0, 0) is None
     mix = opened(augment={"mix": {"mixup": 0.2}}).mixing(0, 2)
     assert mix is not None
