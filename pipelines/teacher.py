@@ -15,6 +15,7 @@ from agmm import models
 from agmm.loop import precision_context
 from agmm.losses import Criterion, FiringPenalty
 from agmm.methods import get_method
+from agmm.neuron import LIF
 from pipelines.config import DataConfig, DistillConfig, RunConfig
 from pipelines.errors import UserError
 
@@ -29,8 +30,12 @@ def build_criterion(config: RunConfig, network: nn.Module, device: torch.device)
         teacher=_teacher(config, device) if distill.teacher else None,
         distill=distill.share,
         temperature=distill.temperature,
-        penalty=FiringPenalty(network, weight).take if weight else None,
+        penalty=FiringPenalty(network, weight).take if weight and _fires(network) else None,
     )
+
+
+def _fires(network: nn.Module) -> bool:
+    return any(isinstance(layer, LIF) for layer in network.modules())
 
 
 def _teacher(config: RunConfig, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -55,6 +55,9 @@ def test_a_teacher_of_other_classes_is_refused(tiny_tree, weights):
 def test_q_snn_brings_its_penalty_and_others_none(tiny_tree):
     plain = parse_config(tiny_tree, origin="test")
     assert build_criterion(plain, build_network(plain.model), CPU).penalty is None
+    rectified = {**tiny_tree["model"], "method": "q_snn", "neuron": {"kind": "relu"}, "time_steps": 1}
+    silent = parse_config({**tiny_tree, "model": rectified}, origin="test")
+    assert build_criterion(silent, build_network(silent.model), CPU).penalty is None
     tiny_tree["model"]["method"] = "q_snn"
     config = parse_config(tiny_tree, origin="test")
     network = build_network(config.model)
