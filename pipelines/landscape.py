@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -41,7 +40,7 @@ class Grid:
     Args:
         points: along each axis, odd so that the network itself is one of them.
         span: the axes go from -span to span, in norms of the weights.
-        images: the first so many of the validation split.
+        images: so many of the validation split, at equal distances.
         seed: of the two directions.
 
     """
@@ -89,7 +88,7 @@ def landscape(
     with _claimed(folder):
         surface = _Surface.open(folder / _GRID, grid.axis, settings)
         if not surface.done.all():
-            _fill(surface, model, _first_images(place, model, images, say), grid.seed, say)
+            _fill(surface, model, _spread_images(place, model, images, say), grid.seed, say)
         figures.landscape(surface.axis, surface.loss).savefig(folder / _PICTURE, dpi=120)
     return _summary(surface, folder) | {"model": uri, "images": images}
 
@@ -155,19 +154,27 @@ def _fill(surface: _Surface, model: Model, batches: Batches, seed: int, say: Say
             progress.advance()
 
 
-def _first_images(folder: Path, model: Model, count: int, say: Say) -> Batches:
-    """The first `count` validation images, normalised, on the network's device."""
+def _spread_images(folder: Path, model: Model, count: int, say: Say) -> Batches:
+    """`count` validation images at equal distances, normalised, on the network's device.
+
+    A split may be sorted by class, so the first images would be of a few classes only.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
-    loader = open_loader(folder, "val", data=model.card.data, seed=0, say=say)
-    batches, left = [], count
+    data, found, seen = model.card.data, [], 0
+    loader = open_loader(folder, "val", data=data, seed=0, say=say)
+    chosen = torch.zeros(loader.samples, dtype=torch.bool)
+    chosen[torch.arange(count) * loader.samples // count] = True
     try:
-        for images, labels in islice(loader.epoch(0), -(-count // model.card.data.batch_size)):
-            batches.append((normalise(images[:left], model.card.data, device), labels[:left].clone().to(device)))
-            left -= len(labels)
+        for images, labels in loader.epoch(0):
+            mine = chosen[seen : seen + len(labels)]
+            found.append((images[mine], labels[mine]))
+            seen += len(labels)
     finally:
         loader.close()
-    return batches
+    images, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    batches = zip(images.split(data.batch_size), labels.split(data.batch_size), strict=True)
+    return [(normalise(some, data, device), theirs.to(device)) for some, theirs in batches]
 
 
 def _digest(model: Model) -> str:

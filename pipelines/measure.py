@@ -26,7 +26,8 @@ class Measures:
         network: as built, not as DDP wraps it.
         sum_over_ranks: adds up a list of numbers over the `ranks` of the run, on all of them.
 
-    A compiled network is not hooked, so neither its firing nor its gradients are measured.
+    A compiled network does not see hooks that come later, so of it neither firing nor the gradients that reach layers
+    are measured.
 
     """
 

@@ -12,7 +12,8 @@ from pipelines import board, tracking
 from pipelines.config import RunConfig
 from pipelines.errors import ServiceError, UserError
 from pipelines.storage import open_store
-from pipelines.worker import Outside, World, run
+from pipelines.worker import run
+from pipelines.world import Outside, World
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

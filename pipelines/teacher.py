@@ -36,7 +36,9 @@ def build_criterion(config: RunConfig, network: nn.Module, device: torch.device)
 def _teacher(config: RunConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A frozen network: what the student sees to logits `[B, K]`."""
     distill, precision = config.loss.distill, config.run.precision
-    network = _load(distill, config.model.num_classes).to(device).eval().requires_grad_(False)
+    network = _load(distill, config.model.num_classes).eval().requires_grad_(False)
+    _check_fit(network, config)
+    network.to(device)
     renormalise = _renormalise(network, config.data, device) if distill.pretrained else lambda images: images
 
     @torch.no_grad()
@@ -53,7 +55,7 @@ def _load(distill: DistillConfig, num_classes: int) -> nn.Module:
     if not models.is_model(name):
         raise UserError(f"Unknown teacher {name!r}. Allowed: any name of timm.list_models(). Set loss.distill.teacher.")
     try:
-        # a published head is kept as it is, to be compared with the recipe's classes below
+        # a published head is kept as it is: it fits the recipe's classes, or the teacher is refused
         classes = {} if distill.pretrained else {"num_classes": num_classes}
         network = models.create_model(name, pretrained=distill.pretrained, **classes, **distill.options)
         if distill.weights:
@@ -62,12 +64,27 @@ def _load(distill: DistillConfig, num_classes: int) -> nn.Module:
         raise UserError(
             f"Cannot load teacher {name}: {error}. Check loss.distill.weights and loss.distill.options."
         ) from error
-    if network.num_classes != num_classes:
+    return network
+
+
+@torch.no_grad()
+def _check_fit(network: nn.Module, config: RunConfig) -> None:
+    """Raise UserError where the teacher does not take what the student sees, or knows other classes."""
+    name, model, size = config.loss.distill.teacher, config.model, config.data.resolution
+    frames = [model.time_steps] if model.in_chans == 2 else []
+    try:
+        classes = network(torch.zeros(*frames, 1, model.in_chans, size, size)).shape[-1]
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        what = f"frames [{model.time_steps}, B, 2" if frames else f"images [B, {model.in_chans}"
         raise UserError(
-            f"Teacher {name} knows {network.num_classes} classes, the recipe has {num_classes}. "
+            f"Teacher {name} does not take the student's {what}, {size}, {size}]: {error} "
+            "Choose another, or set loss.distill.options."
+        ) from error
+    if classes != model.num_classes:
+        raise UserError(
+            f"Teacher {name} knows {classes} classes, the recipe has {model.num_classes}. "
             "Take a teacher that was trained on the recipe's classes, by loss.distill.weights."
         )
-    return network
 
 
 def _renormalise(network: nn.Module, data: DataConfig, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,42 +26,11 @@ from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.measure import Measures
 from pipelines.network import build_network, build_optimizer, normalise
-from pipelines.storage import Store
 from pipelines.teacher import build_criterion
 from pipelines.window import Window
+from pipelines.world import Outside, World
 
 _SAY_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of the run."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def sum(self, values: list[float]) -> list[float]:
-        """Element-wise sum over all ranks."""
-        if self.size == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
-
-
-@dataclass(frozen=True)
-class Outside:
-    """Everything beyond the loop: where checkpoints go, and who is told what."""
-
-    store: Store
-    log: Callable[[dict[str, float], int], None]
-    progress: Callable[[dict[str, Any]], None]
-    on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
-
-    def say(self, line: str) -> None:
-        """Show a line to whoever watches the run."""
-        self.progress({"say": line})
 
 
 @dataclass

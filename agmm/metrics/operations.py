@@ -82,7 +82,7 @@ class OperationMeter:
 def fan_out(layer: nn.Conv2d, input_HW: torch.Size, output_HW: torch.Size) -> Tensor:
     """How many outputs each pixel of an input channel reaches: int64 `[H, W]`, less at borders and under strides.
 
-    It is the gradient of the sum of a convolution whose weights are all one.
+    It is the gradient of the sum of a convolution whose weights are all one. The padding is of zeros, given in numbers.
     """
     windows = conv2d_input(
         (1, 1, *input_HW),

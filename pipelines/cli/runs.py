@@ -93,7 +93,7 @@ def convert(model: str, out: str, data_uri: str | None, as_json: bool, **setting
 @_DATA
 @click.option("--points", type=int, default=21, show_default=True, help="Points along each axis; odd.")
 @click.option("--span", type=float, default=1.0, show_default=True, help="Length of the axes to either side.")
-@click.option("--images", type=int, default=1000, show_default=True, help="Validation images, the first ones.")
+@click.option("--images", type=int, default=1000, show_default=True, help="Validation images, spread over the split.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the two directions.")
 @click.option("--out", required=True, metavar="FOLDER", help="Where to; what is there already is gone on with.")
 @JSON

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +85,8 @@ def _for_images(data: DataConfig) -> list[str]:
     names = [name for name in AugmentConfig.model_fields if name not in _FOR_FRAMES]
     odd = [f"data.augment.{name}" for name in names if getattr(data.augment, name) != getattr(plain, name)]
     odd += ["data.augment.crop=random_resized"] if data.augment.crop == "random_resized" else []
-    return odd + [f"data.{name}" for name in ("crop_ratio", "progressive") if getattr(data, name) != _plain(name)]
-
-
-def _plain(name: str) -> object:
-    """The default of a field of `data`."""
-    return DataConfig.model_fields[name].default
+    odd += ["data.crop_ratio"] if data.crop_ratio != 1 else []
+    return odd + (["data.progressive"] if data.progressive.start is not None else [])
 
 
 class FramesEngine:
@@ -101,15 +96,14 @@ class FramesEngine:
         self, path: Path, table: Table, *, resolution: int, batch_size: int, threads: int, wrap: bool = False
     ) -> None:
         self._reader, self._table = BetonReader(path), table
+        assert self._reader.layout.frames is not None
         self._shape = self._reader.layout.frames
-        assert self._shape is not None
         assert self._shape[2:] == (resolution, resolution)
         self._batch_size, self._threads, self._wrap = batch_size, threads, wrap
 
     def images(self, ids: Ids, resolution: int) -> Generator[torch.Tensor, None, None]:
-        """Frames uint8 [B, T, 2, H, W] of `ids` in batches, each in memory of its own; H and W are `resolution`."""
-        assert self._shape is not None
-        assert self._shape[2] == resolution
+        """Frames uint8 [B, T, 2, H, W] of `ids` in batches, each in memory of its own."""
+        assert self._shape[2:] == (resolution, resolution)
         pending: deque[Future[torch.Tensor]] = deque()
         with ThreadPoolExecutor(self._threads) as pool:
             try:
@@ -123,11 +117,9 @@ class FramesEngine:
                 pool.shutdown(cancel_futures=True)
 
     def _batch(self, ids: Ids) -> torch.Tensor:
-        assert self._shape is not None
         batch = torch.empty((len(ids), *self._shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         for out, index in zip(batch.numpy(), ids.tolist(), strict=True):
             stored = self._reader.stored(index)
-            assert stored.size == prod(self._shape)
             cut_frames(stored.reshape(self._shape), self._table[index], wrap=self._wrap, out=out)
         return batch
 

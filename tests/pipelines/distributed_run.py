@@ -12,7 +12,8 @@ from pipelines import worker
 from pipelines.network import build_network
 from pipelines.recipe import load_recipe
 from pipelines.storage import open_store
-from pipelines.worker import Outside, World, run
+from pipelines.worker import run
+from pipelines.world import Outside, World
 
 
 def main(recipe, rank, world, rendezvous, die_after=0):

@@ -13,7 +13,7 @@ from pipelines import checkpoint as checkpoints
 from pipelines import cli, registry
 from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_model
-from pipelines.landscape import Grid, landscape
+from pipelines.landscape import Grid, _spread_images, landscape
 from pipelines.network import build_network
 
 GRID = Grid(points=3, span=0.5, images=21, seed=4)
@@ -45,6 +45,13 @@ def test_the_middle_is_the_model_and_a_corner_is_the_moved_one(model, tmp_path):
     with moved(opened.network, random_directions(opened.network, GRID.seed), (-0.5, 0.5)):
         registry.write_model(tmp_path / "model", checkpoints.model_tensors(opened.network), opened.card)
     assert loss[0, 2] == pytest.approx(evaluate_model(model, None, "", print)["loss"])
+
+
+def test_few_images_are_of_all_classes(model, tiny_data):
+    """The split is sorted by class, 7 images of each of 3."""
+    opened = registry.load_model(model, "")
+    labels = torch.cat([labels for _, labels in _spread_images(tiny_data, opened, 6, print)])
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 class _Cut(Exception):

@@ -77,6 +77,18 @@ def test_two_ranks_measure_what_one_does(tiny_tree):
     assert two[f"gradients/variance/{key}"] == pytest.approx(one[f"gradients/variance/{key}"] / 4)
 
 
+def test_a_compiled_network_is_not_hooked(tiny_tree):
+    """It would not see a hook that comes after its compilation."""
+    config = parse_config({**tiny_tree, "run": {"compile": True}}, origin="test")
+    network = build_network(config.model)
+    measures = Measures(network, config, list, 1)
+    with measures.step(ends_epoch=True), measures.validation():
+        assert not any(layer._forward_hooks for layer in network.modules())
+        network(torch.randn(2, 3, 16, 16)).mean().backward()
+    kinds = {key.split("/")[0] for key in measures.row({"total": 0.0})}
+    assert kinds == {"flips", "flips_log", "flips_per_step", "weights", "gradients"}
+
+
 def test_figures_by_layer_and_step():
     """Two layers, two time steps, two epochs: means over time at the left, the last epoch at the right."""
     history = {

@@ -45,6 +45,13 @@ def test_a_spiking_network_teaches_by_its_mean_over_time(tiny_tree, tmp_path):
     torch.testing.assert_close(criterion.teacher(images), teacher(images).mean(0).detach())
 
 
+def test_a_teacher_of_other_classes_is_refused(tiny_tree, weights):
+    tiny_tree["model"]["num_classes"] = 4
+    config = _config(tiny_tree, teacher="test_resnet", weights=weights[1])
+    with pytest.raises(UserError, match="Cannot load teacher"):  # the head's weights have three rows
+        build_criterion(config, build_network(config.model), CPU)
+
+
 def test_q_snn_brings_its_penalty_and_others_none(tiny_tree):
     plain = parse_config(tiny_tree, origin="test")
     assert build_criterion(plain, build_network(plain.model), CPU).penalty is None
@@ -63,10 +70,16 @@ def test_q_snn_brings_its_penalty_and_others_none(tiny_tree):
         ({"teacher": "test_resnet", "weights": "/none/t.safetensors"}, "Cannot load teacher test_resnet"),
         ({"teacher": "test_vit", "weights": "{w}"}, "Cannot load teacher test_vit"),
         ({"teacher": "test_resnet", "weights": "{w}", "options": {"colour": 1}}, "Cannot load teacher"),
+        (
+            {"teacher": "test_resnet", "weights": "{g}", "options": {"in_chans": 1}},
+            "does not take the student's images .B, 3, 16, 16.",
+        ),
     ],
 )
-def test_a_teacher_that_cannot_be_had_is_refused(tiny_tree, weights, distill, words):
-    config = _config(tiny_tree, **{**distill, "weights": distill["weights"].format(w=weights[1])})
+def test_a_teacher_that_cannot_be_had_is_refused(tiny_tree, tmp_path, weights, distill, words):
+    grey = str(tmp_path / "grey.safetensors")
+    save_file(timm.create_model("test_resnet", num_classes=3, in_chans=1).state_dict(), grey)
+    config = _config(tiny_tree, **{**distill, "weights": distill["weights"].format(w=weights[1], g=grey)})
     with pytest.raises(UserError, match=words):
         build_criterion(config, build_network(config.model), CPU)
 

@@ -18,7 +18,8 @@ from pipelines.data.mixing import draw_mixes
 from pipelines.data.plan import training_ids
 from pipelines.storage import open_store
 from pipelines.window import Window
-from pipelines.worker import Outside, World, run
+from pipelines.worker import run
+from pipelines.world import Outside, World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines import cli
 from pipelines.data import loaders
 from pipelines.data.aedat import read_aedat2, read_aedat3
 from pipelines.data.beton import BetonReader
@@ -237,3 +239,33 @@ def test_ffcvs_own_loader_reads_the_frames(gesture: Path, tmp_path: Path) -> Non
     assert labels.ravel().tolist() == reader.labels.tolist()
     assert (frames.shape, frames.dtype) == ((11, 16, 2, 48, 48), np.uint8)
     assert all(np.array_equal(frames[index].ravel(), reader.stored(index)) for index in range(11))
+
+
+def test_the_command_builds_and_answers(gesture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    words = ["--frames", "4", "--frame-size", "24", "--frame-by", "time", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "build", str(gesture), "--out", out, *words])
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["train"] == 22
+    frames = load_manifest(out).frames
+    assert frames is not None
+    assert (frames.shape, frames.by) == ((4, 2, 24, 24), "time")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give SOURCE, or --events-from IMAGES"),
+        (["here", "--events-from", "there"], "give SOURCE, or --events-from IMAGES"),
+        (["--events-from", "GESTURE"], "holds recordings of events already"),
+        (["GESTURE", "--frames", "0"], "--frames"),
+    ],
+)
+def test_the_commands_mistakes(gesture: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "build", *(str(gesture) if word == "GESTURE" else word for word in words)])
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert "Traceback" not in shown

@@ -150,7 +150,10 @@ def test_validation_sees_every_sample_once(opened: Opener) -> None:
     [
         ({"augment": {"crop": "random_resized"}}, r"crop=random_resized: for images; waves has event frames"),
         ({"augment": {"scale": (0.5, 1.0)}}, r"data\.augment\.scale: for images"),
+        ({"augment": {"policy": "randaugment", "cutout": 4}}, r"data\.augment\.policy, data\.augment\.cutout: for im"),
+        ({"augment": {"mix": {"mixup": 0.2}}}, r"data\.augment\.mix: for images"),
         ({"crop_ratio": 0.9}, r"data\.crop_ratio: for images"),
+        ({"progressive": {"start": 8, "multiple": 4}}, r"data\.progressive: for images"),
         ({"resolution": 48}, r"data\.resolution=48, but the frames are 12 x 12"),
     ],
 )

@@ -36,6 +36,13 @@ def test_a_whole_data_set(folder: Path) -> None:
     assert ensure_verified(folder, expect_name="square", expect_classes=3) == manifest
 
 
+def test_manifests_of_images_are_those_of_the_first_format(folder: Path) -> None:
+    """What older versions wrote and read: events brought a second format, for themselves."""
+    tree = json.loads((folder / MANIFEST).read_text())
+    assert tree["format"] == 1
+    assert "frames" not in tree
+
+
 def test_another_data_set(folder: Path) -> None:
     with pytest.raises(UserError, match=r"'square', not 'cifar10'.*data\.uri.*data\.dataset=square"):
         load_manifest(folder, expect_name="cifar10")

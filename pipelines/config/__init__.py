@@ -1,0 +1,114 @@
+"""The one typed tree that describes a run.
+
+The tree is frozen, unknown keys are refused with the known ones named, and the resolved tree travels with the run, its
+checkpoints and its registered model. `pipelines.recipe` makes it from a recipe and `--set`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipelines.config.data import AugmentConfig as AugmentConfig
+from pipelines.config.data import DataConfig as DataConfig
+from pipelines.config.data import MixConfig as MixConfig
+from pipelines.config.execution import CheckpointConfig, ExecutionConfig, TrackingConfig
+from pipelines.config.model import ModelConfig as ModelConfig
+from pipelines.config.section import NAME, Section
+from pipelines.config.training import DistillConfig as DistillConfig
+from pipelines.config.training import LossConfig
+from pipelines.config.training import OptimConfig as OptimConfig
+from pipelines.errors import UserError
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=NAME, description="letters, digits, dots, dashes, underscores; names the run")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    run: ExecutionConfig = ExecutionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _every_worker_has_an_image(self) -> RunConfig:
+        if self.data.batch_size < self.run.workers:
+            raise ValueError(
+                f"data.batch_size is the global batch and must be at least run.workers: "
+                f"{self.data.batch_size} images for {self.run.workers} workers. Raise one or lower the other."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_neuron_can_be_trained(self) -> RunConfig:
+        if self.model.neuron.kind == "rate_if":
+            raise ValueError("model.neuron.kind=rate_if is what `agmm convert` makes. Train relu, and convert it.")
+        if self.model.neuron.kind == "relu" and self.model.time_steps != 1:
+            raise ValueError("model.neuron.kind=relu knows no time. Set model.time_steps=1.")
+        return self
+
+    def total_steps(self, train_images: int) -> int:
+        """Optimiser steps of the whole run, on so many training images."""
+        steps = self.optim.epochs * (train_images // self.data.batch_size)
+        return min(steps, self.optim.max_steps or steps)
+
+
+# Fields that say where a run executes, not what it computes: a resume may change them.
+FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "data.uri", "data.loader", "data.threads"})
+# ... but these parts of `run` change the numbers.
+FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
+
+
+def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:
+    """A plain mapping as a checked tree; `origin` names it in errors. Raises UserError."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(item)}" for item in error.errors())
+        raise UserError(f"{origin} is not a valid run:\n{lines}") from error
+
+
+def config_differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Fields that differ and that a resume may not change, as `key: old -> new` lines."""
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    keys = [key for key in before | after if before.get(key) != after.get(key) and not _is_free(key)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    return key not in FIXED_IN_RUN and (key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME)
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    """One pydantic error as: where, what is wrong, what came, what is allowed."""
+    where = ".".join(str(part) for part in item["loc"]) or "the tree"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key. Known here: {', '.join(_section_of(item['loc']).model_fields)}."
+    if item["type"] == "missing":
+        return f"{where}: required, and missing."
+    came = "" if isinstance(item["input"], Mapping | BaseModel) else f" Got {item['input']!r}."
+    return f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{came}"
+
+
+def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        section = annotation
+    return section

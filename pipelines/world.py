@@ -1,0 +1,43 @@
+"""What surrounds the loop of a run: the other processes of it, and everything beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all ranks."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Everything beyond the loop: where checkpoints go, and who is told what."""
+
+    store: Store
+    log: Callable[[dict[str, float], int], None]
+    progress: Callable[[dict[str, Any]], None]
+    on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
+
+    def say(self, line: str) -> None:
+        """Show a line to whoever watches the run."""
+        self.progress({"say": line})
