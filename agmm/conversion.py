@@ -51,7 +51,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], percentile: float =
     return {name: total / images for name, total in zip(layers, sums, strict=True)}
 
 
-def _rectified(network: nn.Module) -> dict[str, nn.Module]:
+def _rectified(network: nn.Module) -> dict[str, Rectify]:
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Rectify)}
     if not layers:
         raise ValueError("The network has no rectified activations to convert. Train it with model.neuron.kind=relu.")
