@@ -30,9 +30,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], percentile: float =
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must be above 0 and at most 100, got {percentile}. 99.9 suits most networks.")
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Rectify)}
-    if not layers:
-        raise ValueError("The network has no rectified activations to convert. Train it with model.neuron.kind=relu.")
+    layers = _rectified(network)
     sums, images = [0.0] * len(layers), 0
 
     def add(number: int, _layer: nn.Module, _inputs: tuple[Any, ...], activations_TB: Tensor) -> None:
@@ -51,6 +49,13 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], percentile: float =
     if images == 0:
         raise ValueError("There are no images to calibrate with.")
     return {name: total / images for name, total in zip(layers, sums, strict=True)}
+
+
+def _rectified(network: nn.Module) -> dict[str, Rectify]:
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Rectify)}
+    if not layers:
+        raise ValueError("The network has no rectified activations to convert. Train it with model.neuron.kind=relu.")
+    return layers
 
 
 def rate_coded(state: dict[str, Tensor], levels: dict[str, float]) -> dict[str, Tensor]:

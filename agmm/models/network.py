@@ -75,8 +75,7 @@ class SpikingNetwork(nn.Module):
 
     def step_parameters(self) -> list[str]:
         """What this network has one of per time step, in words; nothing for one that runs over any T."""
-        found = {type(module) for module in self.modules()}
-        return [words for kind, words in _PER_STEP.items() if kind in found]
+        return [words for kind, words in _PER_STEP.items() if any(isinstance(m, kind) for m in self.modules())]
 
     def set_num_steps(self, num_steps: int) -> None:
         """Run over another T from now on. Raises ValueError where parameters belong to the steps of training."""

@@ -19,7 +19,8 @@ from pipelines.data.samples import Sample, Source
 from pipelines.network import build_network
 from pipelines.registry import ModelCard, read_model, write_model
 from pipelines.storage import open_store
-from pipelines.worker import Outside, World, run
+from pipelines.worker import run
+from pipelines.world import Outside, World
 
 ANALOGUE = {"time_steps": 1, "method": "vanilla", "neuron": {"kind": "relu"}}
 
