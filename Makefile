@@ -11,7 +11,7 @@ FFCV := ffcv==1.0.2 fastargs assertpy terminaltables pytorch-pfn-extras
 .PHONY: help setup test test-peers lint demo clean
 
 help:
-	@echo "make demo   train a binary spiking ResNet on Fashion-MNIST through the whole stack (about ten minutes)"
+	@echo "make demo   train a binary spiking ResNet on Fashion-MNIST through the whole stack (about six minutes)"
 	@echo "make test   linters, types, import contract and all tests"
 	@echo "make test-peers  neurons against SpikingJelly and snnTorch, which are downloaded into a folder of the test's own"
 	@echo "make setup  system packages, virtual environment, pinned dependencies"

@@ -61,7 +61,7 @@ class BinaryConv2d(nn.Conv2d):
     """
 
     weight_bits = 1
-    acts_by_own_sign = True  # sign(W) itself is what acts; W may then be +-1, as Bop has it
+    latent_may_be_sign = True  # only sign(W) acts and has a gradient, so W may be +-1, as Bop has it
 
     def __init__(
         self,

@@ -53,10 +53,10 @@ def binary_weights(model: nn.Module) -> list[Tensor]:
     Raises ValueError where there are none, or where the method takes signs of something else than its weights.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BinaryConv2d)]
-    if not layers or not all(layer.acts_by_own_sign for layer in layers):
+    if not layers or not all(layer.latent_may_be_sign for layer in layers):
         raise ValueError(
             "Bop flips weights that are plain signs; this method has none. "
-            "Set model.method to agmm, vanilla, xnor or xnor_learned, or optim.optimizer=sgd."
+            "Set model.method to agmm, vanilla or xnor_learned, or optim.optimizer=sgd."
         )
     weights = [layer.weight for layer in layers]
     for weight in weights:

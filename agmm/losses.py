@@ -43,7 +43,7 @@ class FiringPenalty:
     """weight * mean over neuron layers of (firing rate - 0.5)^2, the first and the last layer left out.
 
     The spike half of Q-SNN's dual regulation (Wei et al. 2024, arXiv 2406.13672). It watches the neurons of a network;
-    `take` gives the penalty of the last forward pass.
+    `take` gives the penalty of the last forward pass, of this process's share of a batch as batch normalisation is.
     """
 
     def __init__(self, model: nn.Module, weight: float) -> None:

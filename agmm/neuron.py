@@ -131,8 +131,9 @@ class IF(LIF):
 
 
 class PLIF(LIF):
-    """`LIF` with a leak that is learned: sigmoid(w), one w for the layer (Fang et al. 2021, arXiv 2007.05785).
+    """`LIF` with a leak that is learned: sigmoid(w), one w for the layer.
 
+    After Fang et al. 2021 (arXiv 2007.05785), where the learned share also scales the input; here it does not (Eq. 1).
     `leak` is the initial value, within 0 and 1 but neither: there the sigmoid would have no gradient.
     """
 

@@ -1,5 +1,6 @@
 """Binary convolutions of related methods: how each makes signs, scale and gradient from its latent weights."""
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class XnorConv2d(BinaryConv2d):
 
     XNOR-Net, Rastegari et al. 2016 (arXiv 1603.05279), section 3.1.
     """
+
+    latent_may_be_sign = False  # the scale's gradient is of |W|
 
     def binarise(self) -> tuple[Tensor, Tensor]:
         return sign_ste(self.weight, clip=self.clip), channel_scale(self.weight)
@@ -51,7 +54,7 @@ class LearnedScaleConv2d(BinaryConv2d):
 class ScheduledConv2d(BinaryConv2d):
     """A binary convolution that changes with `progress`, the share of the training that is done, 0 to 1."""
 
-    acts_by_own_sign = False
+    latent_may_be_sign = False
     progress: Tensor
 
     def __init__(
@@ -103,13 +106,14 @@ class ReCUConv2d(ScheduledConv2d):
     """Signs of standardised weights whose tails are clamped, which revives weights that would never flip.
 
     w = clamp(standardise(W), -Q, Q) with Q = -mean|w| * ln(2 - 2 * tau), the tau-quantile of a Laplace distribution,
-    detached, tau from 0.85 to 0.99 over training; B = mean|w| * sign(w), the scale detached; the gradient of the sign
-    is the scale, that of the clamp its own. ReCU, Xu et al. 2021 (arXiv 2103.12369), Eq. 9 and 10.
+    detached, and tau = A * e^progress + B from 0.85 to 0.99; B = mean|w| * sign(w), the scale detached; the gradient of
+    the sign is the scale, that of the clamp its own. ReCU, Xu et al. 2021 (arXiv 2103.12369), Eq. 9 and 10; its authors
+    learn the scale, which the batch normalisation behind it takes out again.
     """
 
     def binarise(self) -> tuple[Tensor, Tensor]:
         w = standardise(self.weight)
-        tau = 0.85 + (0.99 - 0.85) * self.progress
+        tau = 0.85 + (0.99 - 0.85) * torch.expm1(self.progress) / math.expm1(1)
         limit = (-w.abs().mean() * torch.log(2 - 2 * tau)).detach()
         clamped = torch.minimum(torch.maximum(w, -limit), limit)
         return sign_ste(clamped, clip=False), channel_scale(clamped.detach())

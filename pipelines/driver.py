@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,8 @@ def _resolve(config: RunConfig) -> RunConfig:
     """The tree with its addresses filled in, absolute, so that a worker anywhere reads the same."""
     tree = config.model_dump(mode="json")
     tree["data"]["uri"] = str(data_folder(config.data.uri, config.data.dataset))
+    if weights := config.loss.distill.weights:
+        tree["loss"]["distill"]["weights"] = str(Path(weights).expanduser().absolute())
     tree["checkpoint"]["uri"] = open_store(config.checkpoint.uri or f"{default_store()}/checkpoints").uri
     tree["tracking"]["uri"] = tracking.tracking_uri(config.tracking.uri)
     return parse_config(tree, origin=config.name)

@@ -37,9 +37,9 @@ def evaluate_model(
     `time_steps` asks for other T than the model's own.
 
     Returns:
-        `time_steps`; `top1` and `top5` (0 to 1), `loss`, `count`; the `firing` rate; `sops`, `macs` and, by convention,
-        `energy_mj` of one image; the same by layer as `layers` and `firing_by_step`. Of several T all this comes as
-        `rows`, one for each. Besides, `size_mb`, and where all of it came from.
+        `time_steps`; `top1` and `top5` (0 to 1), `loss`, `count`; `sops`, `macs` and, by convention, `energy_mj` of one
+        image, and by layer as `layers`; where neurons fire, the `firing` rate, and by layer `firing_by_step`. Of
+        several T all this comes as `rows`, one for each. Besides, `size_mb`, and where all of it came from.
 
     Raises:
         UserError: where the model or the data are not what they should be, or the model cannot run over such a T.
@@ -92,6 +92,8 @@ def _costs(operations: OperationMeter, images: float) -> dict[str, Any]:
 
 
 def _firing(meter: FiringMeter) -> dict[str, Any]:
+    if not meter.names:  # a network without spikes
+        return {}
     by_step = firing_rates(meter.names, meter.counts_LT2)
     return {"firing": total_firing_rate(meter.counts_LT2), "firing_by_step": by_step}
 

@@ -89,7 +89,7 @@ def landscape(
         surface = _Surface.open(folder / _GRID, grid.axis, settings)
         if not surface.done.all():
             _fill(surface, model, _spread_images(place, model, images, say), grid.seed, say)
-        figures.landscape(surface.axis, surface.loss).savefig(folder / _PICTURE, dpi=120)
+        _draw(surface, folder / _PICTURE)
     return _summary(surface, folder) | {"model": uri, "images": images}
 
 
@@ -141,6 +141,13 @@ class _Surface:
             raise ServiceError(f"Cannot write {self.path}: {error}. Free space; the points before are kept.") from error
 
 
+def _draw(surface: _Surface, path: Path) -> None:
+    try:
+        figures.landscape(surface.axis, surface.loss).savefig(path, dpi=120)
+    except OSError as error:
+        raise ServiceError(f"Cannot write {path}: {error}. Free space and run again; all points are kept.") from error
+
+
 def _fill(surface: _Surface, model: Model, batches: Batches, seed: int, say: Say) -> None:
     directions = random_directions(model.network, seed)
     missing = [(int(row), int(column)) for row, column in np.argwhere(~surface.done)]
@@ -162,7 +169,7 @@ def _spread_images(folder: Path, model: Model, count: int, say: Say) -> Batches:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.network.to(device)
     data, found, seen = model.card.data, [], 0
-    loader = open_loader(folder, "val", data=data, seed=0, say=say)
+    loader = open_loader(folder, "val", data=data, seed=0, model=model.card.model, say=say)
     chosen = torch.zeros(loader.samples, dtype=torch.bool)
     chosen[torch.arange(count) * loader.samples // count] = True
     try:

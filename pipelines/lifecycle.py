@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 from filelock import FileLock, Timeout
 
 from pipelines import tracking
+from pipelines.checkpoint import sha256_of
 from pipelines.config import RunConfig, config_differences, parse_config
 from pipelines.data.manifest import Manifest
 from pipelines.errors import UserError
@@ -20,6 +22,8 @@ from pipelines.version import code_version
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+_CODE = "agmm.code_version"
 
 
 @contextmanager
@@ -36,14 +40,16 @@ def tracked(client: MlflowClient, config: RunConfig, manifest: Manifest, *, resu
             if resume:
                 tracking.reopen_run(client, run_id)
             else:
-                tracking.describe_run(client, run_id, config, _tags(manifest))
+                tracking.describe_run(client, run_id, config, {_CODE: code_version()} | _digests(config, manifest))
         say(f"{'resuming' if resume else 'started'} run {run_id}: {tracking.address_of(client, run_id)}")
         yield run_id
 
 
-def _tags(manifest: Manifest) -> dict[str, str]:
+def _digests(config: RunConfig, manifest: Manifest) -> dict[str, str]:
+    """What a run learns from beside its configuration, by tag: a resume must find the same."""
     digests = {f"agmm.data.{split}": info.content_digest for split, info in manifest.splits.items()}
-    return {"agmm.code_version": code_version(), **digests}
+    weights = config.loss.distill.weights
+    return digests | ({"agmm.teacher": sha256_of(Path(weights))} if weights else {})
 
 
 def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest) -> str:
@@ -57,9 +63,10 @@ def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest) -> s
 def _refuse_changes(run: Run, config: RunConfig, manifest: Manifest) -> None:
     before = parse_config(yaml.safe_load(tracking.logged_config(run)), origin=f"run {run.info.run_id}")
     changed = config_differences(before, config)
-    logged, now = run.data.tags.get("agmm.data.train"), manifest.splits["train"].content_digest
-    if logged != now:
-        changed.append(f"training images (content digest): {logged} -> {now}")
+    for tag, now in _digests(config, manifest).items():
+        logged = run.data.tags.get(tag)
+        if logged != now:
+            changed.append(f"{tag} (SHA-256): {logged} -> {now}")
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise UserError(f"Run {run.info.run_id} was started with another configuration:\n{lines}\nStart a new run.")

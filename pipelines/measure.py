@@ -90,7 +90,7 @@ class Measures:
         return row
 
     def _firing_row(self) -> Rows:
-        if not self._firing:
+        if not self._firing or not self._firing.names:
             return {}
         counts_LT2 = self._summed(self._firing.counts_LT2)
         rates = firing_rates(self._firing.names, counts_LT2)

@@ -16,7 +16,7 @@ import yaml
 from pipelines.config import RunConfig, parse_config
 from pipelines.errors import UserError
 
-_EXTENDS = "extends"
+_EXTENDS, _MERGE = "extends", "tag:yaml.org,2002:merge"
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
 
 
@@ -61,8 +61,9 @@ def _is_path(name_or_path: str) -> bool:
 
 def _tree(name_or_path: str, below: tuple[str, ...]) -> dict[str, Any]:
     """A recipe over the one that it extends; `below` are those that extend this one."""
-    if name_or_path in below:
-        raise UserError(f"Recipes extend each other in a circle: {' -> '.join([*below, name_or_path])}.")
+    place = str(Path(name_or_path).resolve()) if _is_path(name_or_path) else name_or_path
+    if place in below:
+        raise UserError(f"Recipes extend each other in a circle: {' -> '.join([*below, place])}.")
     tree = _parse(name_or_path)
     base = tree.pop(_EXTENDS, None)
     if base is None:
@@ -71,7 +72,7 @@ def _tree(name_or_path: str, below: tuple[str, ...]) -> dict[str, Any]:
         raise UserError(f"Recipe {name_or_path}: extends must be a recipe's name or path. Got {base!r}.")
     # a path is read from where the recipe lies that names it
     base = str(Path(name_or_path).parent / base) if _is_path(base) else base
-    return _merged(_tree(base, (*below, name_or_path)), tree)
+    return _merged(_tree(base, (*below, place)), tree)
 
 
 def _parse(name_or_path: str) -> dict[str, Any]:
@@ -88,7 +89,8 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, which lets the last of two equal keys win in silence; this one refuses the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        # what `<<` merges in may be named again
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.start_mark)

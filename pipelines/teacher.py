@@ -78,7 +78,8 @@ def _check_fit(network: nn.Module, config: RunConfig) -> None:
     name, model, size = config.loss.distill.teacher, config.model, config.data.resolution
     frames = [model.time_steps] if model.in_chans == 2 else []
     try:
-        classes = network(torch.zeros(*frames, 1, model.in_chans, size, size)).shape[-1]
+        for size in sorted({config.data.resolution_in(epoch) for epoch in range(config.optim.epochs)}):
+            classes = network(torch.zeros(*frames, 1, model.in_chans, size, size)).shape[-1]
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         what = f"frames [{model.time_steps}, B, 2" if frames else f"images [B, {model.in_chans}"
         raise UserError(

@@ -1,10 +1,11 @@
 """What a network costs to store. Precision lives on the layer: `weight_bits` of a convolution, 32 for all else."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from agmm.related import LearnedScaleConv2d
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ParameterCount:
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """All parameters but the scales."""
         return self.binary + self.real
 
     @property
@@ -32,7 +33,8 @@ class ParameterCount:
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Parameters of `model`, those that act as one bit apart."""
-    total = sum(p.numel() for p in model.parameters())
-    layers: Iterator[Any] = model.modules()
+    layers: list[Any] = list(model.modules())
     binary = sum(layer.weight.numel() for layer in layers if getattr(layer, "weight_bits", 32) == 1)
+    scales = sum(layer.scale.numel() for layer in layers if isinstance(layer, LearnedScaleConv2d))
+    total = sum(p.numel() for p in model.parameters()) - scales
     return ParameterCount(binary=binary, real=total - binary)

@@ -23,7 +23,7 @@ def signs(model: nn.Module) -> dict[str, Tensor]:
 
 def _positive(layer: Any) -> Tensor:
     """Which weights act as +1. A method may shift its latent weights before it takes signs."""
-    shifted = isinstance(layer, BinaryConv2d) and not layer.acts_by_own_sign
+    shifted = isinstance(layer, BinaryConv2d) and not layer.latent_may_be_sign
     return (layer.binarise()[0] if shifted else layer.weight.detach()) >= 0
 
 
@@ -74,8 +74,8 @@ class FlipCounter:
 def latent_weights(model: nn.Module) -> dict[str, dict[str, float]]:
     """What sets how easily signs flip, per layer and of all layers as `total`.
 
-    `mean_abs` is mean|W|; `beyond_one` is the share with |W| > 1. The straight-through estimator's clip cuts the
-    gradient of those: only momentum and weight decay still move them.
+    `mean_abs` is mean|W|; `beyond_one` is the share with |W| > 1: dead weights, where the straight-through estimator's
+    clip cuts the gradient (q_snn and recu have none), so that only momentum and weight decay still move them.
     """
     weights = {name: layer.weight.detach() for name, layer in signed_layers(model).items()}
     sizes = {name: weight.numel() for name, weight in weights.items()}

@@ -1,9 +1,10 @@
 """The operations of an inference, counted exactly on real data, per layer.
 
 A SOP is one accumulation: a non-zero input value that arrives at one output of a layer. A layer counts SOPs where no
-multiplication is needed: its weights are binary, or all its inputs were 0 or 1. Any other layer counts MACs, one per
-weight that meets an input value. So average-pooled spikes into a binary convolution are SOPs (a sign is added or
-subtracted, whatever the value), and into a full-precision one MACs. Zero padding is no input and counts nothing.
+multiplication is needed: its weights are binary, or its inputs were 0 or one other value, which the layer's scale
+absorbs. Any other layer counts MACs, one per weight that meets an input value. So average-pooled spikes into a binary
+convolution are SOPs (a sign is added or subtracted, whatever the value), and into a full-precision one MACs. Zero
+padding is no input and counts nothing.
 
 Batch normalisation and a constant gate fold into the convolution before them and are not counted; nor are neuron
 updates, pooling and residual additions, which all networks of a kind share. The trainable gate depends on its input and
@@ -41,7 +42,7 @@ class _Tally:
 
     connections: int = 0  # pairs of an input value and an output
     arrivals: Any = 0  # those whose input value is not zero; a tensor on the device
-    all_spikes: Any = True  # whether every input value was 0 or 1
+    all_spikes: Any = True  # whether the input values of each batch were 0 and one other
     applications: int = 0  # of the layer, to one image at one time step
 
 
@@ -76,7 +77,7 @@ class OperationMeter:
         tally.connections += connections
         tally.arrivals += arrivals
         if _weight_bits(layer) > 1:
-            tally.all_spikes &= (x == x.bool()).all()
+            tally.all_spikes &= ((x == 0) | (x == x.max())).all()
 
 
 def fan_out(layer: nn.Conv2d, input_HW: torch.Size, output_HW: torch.Size) -> Tensor:

@@ -55,7 +55,9 @@ class VGGSNN(SpikingNetwork):
 
     def pool(self, x_TBCHW: Tensor) -> Tensor:
         """Spikes by channel and place of the grid, `[T, B, num_features]`."""
-        return over_time(lambda x: F.adaptive_avg_pool2d(x, _GRID), x_TBCHW).flatten(2)
+        if x_TBCHW.shape[3:] != (_GRID, _GRID):  # this pool has no deterministic gradient on CUDA
+            x_TBCHW = over_time(lambda x: F.adaptive_avg_pool2d(x, _GRID), x_TBCHW)
+        return x_TBCHW.flatten(2)
 
 
 class _HalfSize(nn.Module):

@@ -125,7 +125,7 @@ def recipes_list() -> None:
 @recipes.command("show")
 @click.argument("recipe")
 @SET
-def recipesshow(recipe: str, overrides: tuple[str, ...]) -> None:
+def recipes_show(recipe: str, overrides: tuple[str, ...]) -> None:
     """RECIPE as a run would use it, every default filled in."""
     import yaml
 

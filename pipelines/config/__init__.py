@@ -53,6 +53,16 @@ class RunConfig(Section):
             raise ValueError("model.neuron.kind=relu knows no time. Set model.time_steps=1.")
         return self
 
+    @model_validator(mode="after")
+    def _the_resolution_is_reached(self) -> RunConfig:
+        ramp = self.data.progressive
+        if ramp.start is not None and ramp.to_epoch > self.optim.epochs:
+            raise ValueError(
+                f"data.progressive.to_epoch={ramp.to_epoch} is past the run's {self.optim.epochs} epochs, so training "
+                "would never see data.resolution. Lower it, or raise optim.epochs"
+            )
+        return self
+
     def total_steps(self, train_images: int) -> int:
         """Optimiser steps of the whole run, on so many training images."""
         steps = self.optim.epochs * (train_images // self.data.batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.config.section import Section
 
@@ -48,3 +48,12 @@ class ModelConfig(Section):
     norm: Literal["bn", "tebn"] = Field("bn", description="tebn: a trainable factor per time step on BN's output")
     neuron: NeuronConfig = NeuronConfig()
     gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _the_gate_is_agmms(self) -> ModelConfig:
+        if self.method != "agmm" and self.gate != GateConfig():
+            raise ValueError(
+                f"gate belongs to method agmm; {self.method} has none, and would train as if it were not there. "
+                "Leave model.gate out, or set model.method=agmm (with model.gate.kind=none it is vanilla)"
+            )
+        return self

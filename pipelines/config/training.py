@@ -21,6 +21,8 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _a_teacher_has_learnt(self) -> DistillConfig:
+        if not self.teacher and self != DistillConfig.model_construct():
+            raise ValueError("there is no teacher, so nothing would be distilled; set loss.distill.teacher")
         if self.teacher and self.pretrained == bool(self.weights):
             raise ValueError("a teacher needs either pretrained=true or the path of its weights")
         if self.weights and not self.weights.endswith(".safetensors"):

@@ -23,6 +23,7 @@ from pipelines.data.plan import FLIP, LEFT, TOP, Ids, Table
 from pipelines.errors import UserError
 
 # What `data.augment` may say of event frames; everything else is for images and must keep its default.
+_OF_IMAGES = ("crop_ratio", "progressive", "mean", "std")
 _FOR_FRAMES = frozenset({"crop", "padding", "roll", "flip"})
 
 
@@ -85,8 +86,8 @@ def _for_images(data: DataConfig) -> list[str]:
     names = [name for name in AugmentConfig.model_fields if name not in _FOR_FRAMES]
     odd = [f"data.augment.{name}" for name in names if getattr(data.augment, name) != getattr(plain, name)]
     odd += ["data.augment.crop=random_resized"] if data.augment.crop == "random_resized" else []
-    odd += ["data.crop_ratio"] if data.crop_ratio != 1 else []
-    return odd + (["data.progressive"] if data.progressive.start is not None else [])
+    fields = DataConfig.model_fields
+    return odd + [f"data.{name}" for name in _OF_IMAGES if getattr(data, name) != fields[name].default]
 
 
 class FramesEngine:

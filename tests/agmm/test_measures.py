@@ -15,7 +15,7 @@ from agmm.metrics.flips import FlipCounter, latent_weights, log_flip_ratio
 from agmm.metrics.gradients import GradientMeter, gradient_statistics, weight_gradient_statistics
 from agmm.metrics.operations import OperationMeter, totals
 from agmm.modulation import AGMM
-from agmm.neuron import LIF
+from agmm.neuron import LIF, RateIF
 
 NETWORKS = timm.list_models("agmm_*")
 
@@ -131,7 +131,7 @@ def test_operations_of_a_convolution_with_its_border():
     assert _operations(conv, edge) == (0, 12)
     assert _operations(conv, torch.cat([corner, middle]), images=2) == (0, (8 + 18) / 2)
     real = (4 * 4 + 8 * 6 + 4 * 9) * 2
-    assert _operations(RealConv2d(1, 2, 3, padding=1), torch.full((1, 1, 4, 4), 0.5)) == (real, 0)
+    assert _operations(RealConv2d(1, 2, 3, padding=1), torch.linspace(-1, 1, 16).view(1, 1, 4, 4)) == (real, 0)
 
 
 def test_operations_of_a_strided_convolution():
@@ -220,6 +220,21 @@ def test_every_network_is_measured_and_left_without_hooks(arch):
     assert all(costs[name].macs == 0 for name in gradients.names)
     assert totals(costs.values())["sops"] > 0
     assert totals(costs.values())["macs"] > 0
+
+
+def test_spikes_of_another_height_are_spikes():
+    """A rate-coded network's spikes have the height of their level, which the next layer's scale absorbs."""
+    model = _tiny("agmm_resnet18", stem="cifar", method="full_precision", neuron="rate_if").eval()
+    for layer in model.modules():
+        if isinstance(layer, RateIF):
+            layer.level.fill_(0.7)
+    meter = OperationMeter(model)
+    with meter.measuring(), torch.inference_mode():
+        model(torch.randn(5, 3, 16, 16))
+    costs = {cost.name: cost for cost in meter.per_image(5)}
+    assert costs["stages.0.0.conv"].macs == 0
+    assert costs["stages.0.0.conv"].sops > 0
+    assert costs["stages.1.0.shortcut.1"].sops == 0
 
 
 def test_a_static_stem_runs_once_and_the_rest_every_step():

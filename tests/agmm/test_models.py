@@ -58,6 +58,9 @@ def test_published_sizes_to_the_digit():
     assert round(vanilla.megabytes, 4) == 2.4647
     assert round(count_parameters(timm.create_model("agmm_resnet19", **resnet19)).megabytes, 4) == 2.4648
 
+    learned = count_parameters(timm.create_model("agmm_resnet19", **resnet19, method="xnor_learned"))
+    assert learned == vanilla  # scales are not counted
+
     resnet18 = count_parameters(timm.create_model("agmm_resnet18", num_classes=1000, method="vanilla"))
     assert (resnet18.binary, resnet18.real) == (10_985_472, 704_040)
     assert round(resnet18.full_precision_megabytes, 2) == 46.76

@@ -112,9 +112,15 @@ def test_recu_clamps_the_tails_and_passes_no_gradient_there():
     torch.testing.assert_close(conv.weight.grad.flatten(), raw.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_recu_limit_reaches_the_99th_quantile():
-    late, early = (_conv(ReCUConv2d, [0.1, -0.1, 0.2, -0.2, 4.0], progress=p) for p in (1.0, 0.0))
-    assert late.binarise()[1] > early.binarise()[1]
+@pytest.mark.parametrize(("progress", "tau"), [(0.0, 0.85), (0.5, 0.9029), (1.0, 0.99)])
+def test_recu_limit_follows_the_authors_schedule(progress, tau):
+    """tau = A * e^progress + B with A = 0.14 / (e - 1): at half of the training 0.85 + 0.14 * 0.6487 / 1.7183."""
+    weights = torch.tensor([0.0] * 20 + [1.0, -1.0])  # standardised, two tails far out
+    conv = _conv(ReCUConv2d, weights.tolist(), progress=progress)
+    w = standardise(weights.view(1, -1, 1, 1))
+    limit = -w.abs().mean().item() * math.log(2 - 2 * tau)
+    assert limit < w.max()
+    assert conv.binarise()[1].item() == pytest.approx(w.clamp(-limit, limit).abs().mean().item(), rel=1e-3)
 
 
 def test_progress_is_part_of_the_state_and_reaches_every_layer():

@@ -13,10 +13,11 @@ from pipelines import cli
 from pipelines.checkpoint import model_tensors
 from pipelines.config import parse_config
 from pipelines.convert import _calibration_batches
+from pipelines.data.beton import BetonReader
 from pipelines.data.build import build
 from pipelines.data.events import Events, FrameRule
 from pipelines.data.samples import Sample, Source
-from pipelines.network import build_network
+from pipelines.network import build_network, normalise
 from pipelines.registry import ModelCard, read_model, write_model
 from pipelines.storage import open_store
 from pipelines.worker import run
@@ -81,14 +82,17 @@ def test_train_convert_evaluate(tiny_tree, tmp_path, capsys):
 
 
 def test_calibration_sees_unaugmented_images_of_all_classes(tiny_config):
-    """The tiny set is sorted by class; a third of the images have each bright channel, and no black border."""
+    """The tiny set is sorted by class; images come whole, as evaluation would see them, not as training's crops."""
     folder, data = Path(tiny_config.data.uri), tiny_config.data
     batches = list(_calibration_batches(folder, data, 15))
     assert [len(batch) for batch in batches] == [12, 3]
     images = torch.cat(batches)
     brightest = images.mean((2, 3)).argmax(1)
     assert sorted(brightest.unique().tolist()) == [0, 1, 2]
-    assert len(torch.cat(list(_calibration_batches(folder, data, 1000)))) == 48
+    every = torch.cat(list(_calibration_batches(folder, data, 1000)))
+    reader = BetonReader(folder / "train.beton")
+    stored = torch.from_numpy(np.stack([reader.stored(i).reshape(16, 16, 3) for i in range(48)])).permute(0, 3, 1, 2)
+    torch.testing.assert_close(every, normalise(stored, data, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def test_unequal_slices_weigh_by_their_size(launch, tmp_path):
 
 def test_all_ranks_validate_the_network_that_is_stored(launch, tmp_path):
     """Running statistics differ between ranks; validation and checkpoint both take rank 0's."""
-    (first, second) = launch(2, tmp_path / "two", optim={"epochs": 1})
+    mixed = {"augment": {"crop": "pad", "padding": 2, "mix": {"mixup": 0.2}}}
+    model = {"method": "q_snn", "norm": "tebn", "neuron": {"kind": "plif"}}
+    (first, second) = launch(2, tmp_path / "two", optim={"epochs": 1}, data=mixed, model=model)
     assert first == second
     alone = evaluate_model(str(tmp_path / "two"), None, "", print)
     assert (alone["top1"], alone["count"]) == (first["top1"], 21)

@@ -43,6 +43,7 @@ def _runs(tmp_path):
         ("model.stem=huge", "'imagenet' or 'cifar'"),
         ("model.method=bnn", "'agmm', 'vanilla', 'full_precision', 'q_snn'"),
         ("model.arch=agmm_vggsnn", "VGGSNN has no stem to choose; got 'cifar'"),
+        ("model.method=vanilla model.gate.kind=constant", "gate belongs to method agmm; vanilla has none"),
         ("model.in_chans=2", "model.in_chans"),
         ("model.neuron.kind=plif model.neuron.leak=1", "neither included"),
         ("model.neuron.kind=relu", "Set model.time_steps=1"),

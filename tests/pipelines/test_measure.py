@@ -54,7 +54,7 @@ def test_the_command_prints_totals_and_keeps_layers_for_json(model_folder, capsy
 
 
 def test_two_ranks_measure_what_one_does(tiny_tree):
-    """Both ranks see the same half: gradients of the whole batch, and firing, are those of the half alone."""
+    """Two ranks that see the same: firing is that of one; a rank's loss weighs twice, so gradients are halved."""
     config = parse_config(tiny_tree, origin="test")
     torch.manual_seed(0)
     network = build_network(config.model)
@@ -75,6 +75,17 @@ def test_two_ranks_measure_what_one_does(tiny_tree):
     key = "stages.1.0.conv/t1"
     assert two[f"gradients/mean/{key}"] == pytest.approx(one[f"gradients/mean/{key}"] / 2)
     assert two[f"gradients/variance/{key}"] == pytest.approx(one[f"gradients/variance/{key}"] / 4)
+
+
+def test_a_network_without_spikes_has_no_firing_to_draw(tiny_tree):
+    model = {**tiny_tree["model"], "method": "vanilla", "time_steps": 1, "neuron": {"kind": "relu"}}
+    config = parse_config({**tiny_tree, "model": model}, origin="test")
+    network = build_network(config.model)
+    measures = Measures(network, config, list, 1)
+    with measures.step(ends_epoch=True), measures.validation():
+        network(torch.randn(2, 3, 16, 16)).mean().backward()
+    kinds = {key.split("/")[0] for key in measures.row({"total": 0.0})}
+    assert kinds == {"flips", "flips_log", "flips_per_step", "weights", "gradients"}
 
 
 def test_a_compiled_network_is_not_hooked(tiny_tree):

@@ -36,6 +36,7 @@ def test_set_is_the_last_word():
         ("tracking.register_as=a/b:c", ["tracking.register_as", "pattern"]),
         ("data.std=[0, 0, 0]", ["data.std.0", "greater than 0"]),
         ("data.dataset=2020-13-45", ["data.dataset", "not a YAML value"]),
+        ("loss.distill.share=0.9", ["loss.distill", "set loss.distill.teacher"]),
     ],
 )
 def test_mistakes_are_explained(override, words):
@@ -89,6 +90,19 @@ def test_a_variant_of_nothing_is_refused(tmp_path, text, words):
     _written(tmp_path, r=text)
     with pytest.raises(UserError, match=words):
         load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_a_circle_over_folders_is_seen(tmp_path):
+    (tmp_path / "d").mkdir()
+    _written(tmp_path / "d", r="extends: ../d/r.yaml")
+    with pytest.raises(UserError, match="in a circle"):
+        load_recipe(str(tmp_path / "d" / "r.yaml"))
+
+
+def test_merge_keys_are_yaml(tmp_path):
+    text = "extends: fashion_mnist_resnet18\nname: r\nloss: &l {tet: 0.1}\nrun: {workers: 1}\n"
+    _written(tmp_path, r=text.replace("loss: &l {tet: 0.1}", "loss:\n  <<: &l {tet: 0.1}\n  tet: 0.2"))
+    assert load_recipe(str(tmp_path / "r.yaml")).loss.tet == 0.2
 
 
 def test_the_schema_knows_every_section():
