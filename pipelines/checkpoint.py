@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -124,7 +125,7 @@ def prune(store: Store, keep: int) -> None:
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     for part in _PARTS:
         tensors = {name: value.contiguous() for name, value in getattr(checkpoint, part).items()}
-        save_file(tensors, folder / f"{part}.safetensors")
+        write_tensors(tensors, folder / f"{part}.safetensors")
     state = {
         "position": asdict(checkpoint.position),
         "config": checkpoint.config,
@@ -157,6 +158,14 @@ def _fetch_verified(store: Store, name: str, folder: Path) -> None:
 
 def _hashed(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in folder.iterdir() if path.name not in (_MANIFEST, _MARKER)}
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError where it cannot be written."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(str(error)) from error
 
 
 def sha256_of(path: Path) -> str:

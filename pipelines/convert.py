@@ -44,7 +44,9 @@ def convert_model(
         ServiceError: where the folder cannot be written, or a service does not answer.
 
     """
-    folder = Path(out).absolute()
+    if not 0 < percentile <= 100:
+        raise UserError(f"--percentile must be above 0 and at most 100, got {percentile}.")
+    folder = Path(out).expanduser().absolute()
     if folder.exists():
         raise UserError(f"{folder} is there already. Choose another --out, or remove it.")
     model = load_model(uri, tracking)
@@ -57,6 +59,11 @@ def convert_model(
             f"{data.dataset} has event frames, and a rate is of one image at all steps. Convert for images."
         )
     levels = calibrate(model.network, _calibration_batches(source, data, images), percentile)
+    if silent := [name for name, level in levels.items() if level == 0]:
+        raise UserError(
+            f"{len(silent)} of {len(levels)} layers, {silent[0]} first, are 0 up to their percentile {percentile}, and "
+            "would never fire. Raise --percentile; at 100 a layer is silent only where the analogue is."
+        )
     _write(folder, rate_coded(model_tensors(model.network), levels), _card(model.card, time_steps))
     found = {"level_min": min(levels.values()), "level_max": max(levels.values())}
     return {"model": str(folder), "time_steps": time_steps, "layers": len(levels), **found}

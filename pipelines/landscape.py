@@ -29,6 +29,7 @@ from pipelines.progress import Progress, Say
 from pipelines.registry import Model, load_model
 from pipelines.report import figures
 
+_MOST_POINTS, _LONGEST = 501, 1e6  # a quarter of a million evaluations; a million times the weights
 _GRID, _PICTURE, _LOCK = "landscape.npz", "landscape.png", "landscape.lock"
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -98,8 +99,14 @@ def _check(grid: Grid) -> None:
         raise UserError(
             f"--points must be odd and at least 3, got {grid.points}: the network itself is the middle one."
         )
-    if not 0 < grid.span < float("inf") or grid.images < 1:
-        raise UserError(f"--span and --images must be above 0, got {grid.span} and {grid.images}.")
+    if grid.points > _MOST_POINTS:
+        raise UserError(f"--points must be at most {_MOST_POINTS}, got {grid.points}: each axis has so many.")
+    if not 0 < grid.span <= _LONGEST or grid.images < 1:
+        raise UserError(
+            f"--span must be above 0 and at most {_LONGEST:g}, --images above 0; got {grid.span} and {grid.images}."
+        )
+    if not 0 <= grid.seed < 2**63:
+        raise UserError(f"--seed must be 0 to 2^63 - 1, got {grid.seed}.")
 
 
 class _Surface:
@@ -117,16 +124,19 @@ class _Surface:
         if not path.exists():
             return surface
         try:
-            with np.load(path) as stored:
-                before = json.loads(str(stored["settings"]))
-                surface.loss, surface.top1, surface.done = stored["loss"], stored["top1"], stored["done"]
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            with path.open("rb") as file, np.lib.npyio.NpzFile(file) as stored:
+                before = dict(json.loads(str(stored["settings"])))
+                grids = [stored[name] for name in ("loss", "top1", "done")]
+        except (OSError, EOFError, KeyError, ValueError, TypeError, BadZipFile) as error:
             raise UserError(f"{path} is not a landscape of this program: {error}. Give another --out.") from error
         changed = [
             f"{key}: {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value
         ]
         if changed:
             raise UserError(f"{path.parent} holds another landscape ({', '.join(changed)}). Give another --out.")
+        if any(part.shape != surface.done.shape for part in grids):
+            raise UserError(f"{path} is damaged: its grids are not {len(axis)} x {len(axis)}. Give another --out.")
+        surface.loss, surface.top1, surface.done = grids
         return surface
 
     def put(self, point: tuple[int, int], result: dict[str, float]) -> None:
@@ -143,7 +153,7 @@ class _Surface:
 
 def _draw(surface: _Surface, path: Path) -> None:
     try:
-        figures.landscape(surface.axis, surface.loss).savefig(path, dpi=120)
+        figures.landscape(surface.axis, surface.loss, surface.settings["images"]).savefig(path, dpi=120)
     except OSError as error:
         raise ServiceError(f"Cannot write {path}: {error}. Free space and run again; all points are kept.") from error
 
@@ -219,6 +229,7 @@ def _summary(surface: _Surface, folder: Path) -> dict[str, Any]:
         "top1": float(surface.top1[middle, middle]),
         "lowest_loss": float(np.nanmin(surface.loss)),
         "highest_loss": float(np.nanmax(surface.loss)),
+        "points_not_finite": int(np.count_nonzero(~np.isfinite(surface.loss))),
         "grid": str(folder / _GRID),
         "picture": str(folder / _PICTURE),
     }

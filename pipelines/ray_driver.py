@@ -144,6 +144,13 @@ def _connect(address: str | None, cpus: int) -> None:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **_own(address, cpus))
     except ConnectionError as error:
         raise ServiceError(f"Cannot reach Ray at {address}: {error}. `agmm up` starts one.") from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no type of its own for it
+            raise
+        raise ServiceError(
+            "Ray did not start on this machine within its time; other work may keep the processors busy. Try again "
+            "with --resume."
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would print a native stack and leave
 

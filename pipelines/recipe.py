@@ -76,8 +76,9 @@ def _tree(name_or_path: str, below: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parse(name_or_path: str) -> dict[str, Any]:
+    text = recipe_text(name_or_path)
     try:
-        tree = yaml.load(recipe_text(name_or_path), Loader=_StrictLoader)  # noqa: S506, a SafeLoader
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506, a SafeLoader
     except _YAML_ERRORS as error:
         raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
     if not isinstance(tree, dict):

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from agmm.models import SpikingNetwork
 from pipelines import checkpoint as checkpoints
-from pipelines.checkpoint import sha256_of
+from pipelines.checkpoint import sha256_of, write_tensors
 from pipelines.config import DataConfig, ModelConfig, RunConfig
 from pipelines.errors import ServiceError, UserError
 from pipelines.network import build_network
@@ -67,7 +67,7 @@ class Model:
 
 def write_model(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
     """Write weights and card into `folder`."""
-    save_file(tensors, folder / _WEIGHTS)
+    write_tensors(tensors, folder / _WEIGHTS)
     card = card.model_copy(update={"weights_sha256": sha256_of(folder / _WEIGHTS)})
     (folder / _CARD).write_text(card.model_dump_json(indent=1))
 

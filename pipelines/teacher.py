@@ -19,6 +19,8 @@ from agmm.neuron import LIF
 from pipelines.config import DataConfig, DistillConfig, RunConfig
 from pipelines.errors import UserError
 
+_LONGEST = 300  # of a library's own words in a message
+
 
 def build_criterion(config: RunConfig, network: nn.Module, device: torch.device) -> Criterion:
     """The loss that a recipe trains `network` with. Raises UserError for a teacher that cannot teach it."""
@@ -65,11 +67,19 @@ def _load(distill: DistillConfig, num_classes: int) -> nn.Module:
         network = models.create_model(name, pretrained=distill.pretrained, **classes, **distill.options)
         if distill.weights:
             network.load_state_dict(load_file(Path(distill.weights).expanduser()))
-    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{distill.weights} is not a safetensors file ({error}). Set loss.distill.weights.") from error
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"Cannot load teacher {name}: {error}. Check loss.distill.weights and loss.distill.options."
+            f"Cannot load teacher {name}: {_shortened(str(error))}. Its classes must be the recipe's {num_classes}. "
+            "Check loss.distill.weights and loss.distill.options (as width, num_steps, in_chans)."
         ) from error
     return network
+
+
+def _shortened(text: str) -> str:
+    """A list of every weight that does not fit says no more than its beginning."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 @torch.no_grad()

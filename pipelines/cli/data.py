@@ -36,7 +36,9 @@ def data_fetch(name: str) -> None:
 @data.command("build")
 @click.argument("source", required=False)
 @click.option("--events-from", metavar="IMAGES", help="In place of SOURCE: images, before a simulated event camera.")
-@click.option("--frames", type=click.IntRange(1), help="Frames of a recording, T; default 16 for DVS-Gesture, else 10.")
+@click.option(
+    "--frames", type=click.IntRange(1, 1024), help="Frames of a recording, T; default 16 for DVS-Gesture, else 10."
+)
 @click.option("--frame-size", type=click.IntRange(1, 128), help="Pixels a side of a frame; default 48.")
 @click.option("--frame-by", type=click.Choice(["count", "time"]), help="Frames of equal event count (default) or time.")
 @click.option("--out", metavar="FOLDER", help="Where to; default <home>/data/<name>.")

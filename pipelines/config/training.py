@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from pipelines.config.section import Section
 
+_NOT_OPTIONS = frozenset({"checkpoint_path", "features_only", "num_classes", "pretrained", "pretrained_cfg"})
+
 
 class DistillConfig(Section):
     """A teacher whose softened logits are part of the loss."""
@@ -25,6 +27,8 @@ class DistillConfig(Section):
             raise ValueError("there is no teacher, so nothing would be distilled; set loss.distill.teacher")
         if self.teacher and self.pretrained == bool(self.weights):
             raise ValueError("a teacher needs either pretrained=true or the path of its weights")
+        if reserved := _NOT_OPTIONS & self.options.keys():
+            raise ValueError(f"options must not hold {', '.join(sorted(reserved))}: the recipe sets what they say")
         if self.weights and not self.weights.endswith(".safetensors"):
             raise ValueError(f"weights must be a .safetensors file, got {self.weights}: other formats can run code")
         return self

@@ -105,10 +105,14 @@ def _target(out: str | Path, overwrite: bool) -> Path:
     address = str(out).removeprefix("file://")
     if "://" in address:
         raise UserError(f"--out {out} is not a folder. Build into a folder of this machine; copy it from there.")
-    target = Path(address).expanduser().resolve()
-    if target.exists() and not overwrite:
+    try:
+        target = Path(address).expanduser().resolve()
+        exists = target.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not there, a loop of links
+        raise UserError(f"--out {out} is no path of this machine: {error}.") from error
+    if exists and not overwrite:
         raise UserError(f"{target} exists already. Choose another folder, or pass --overwrite to replace the data set.")
-    if target.exists() and not (target.is_dir() and _OURS.issuperset(entry.name for entry in target.iterdir())):
+    if exists and not (target.is_dir() and _OURS.issuperset(entry.name for entry in target.iterdir())):
         raise UserError(f"{target} holds other files than a data set: it is not overwritten. Choose another folder.")
     return target
 

@@ -36,16 +36,24 @@ def open_gesture(path: Path, name: str) -> Source | None:
     if not (root / _TRIALS["train"]).is_file():
         return None
     splits = {split: _trials(root, listed) for split, listed in _TRIALS.items()}
+    both = {sample.name for sample in splits["train"]} & {sample.name for sample in splits["val"]}
+    if both:
+        raise UserError(
+            f"{min(both)} of {root} is listed for training and for testing. Unpack DvsGesture.tar.gz again."
+        )
     return Source(name, "dvs_gesture", GESTURES, splits, 0, FrameRule(16))
 
 
 def _trials(root: Path, listed: str) -> list[Sample]:
     try:
-        names = (root / listed).read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise UserError(f"Cannot read {root / listed}: {error.strerror}. Unpack DvsGesture.tar.gz again.") from error
+        lines = (root / listed).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {root / listed}: {error}. Unpack DvsGesture.tar.gz again.") from error
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UserError(f"{root / listed} lists no recording. Unpack DvsGesture.tar.gz again.")
+    if odd := [name for name in names if Path(name).name != name or names.count(name) > 1]:
+        raise UserError(f"{root / listed} lists {odd[0]!r} twice, or no file's name. Unpack DvsGesture.tar.gz again.")
     return [sample for recording in names for sample in _intervals(root / recording)]
 
 
@@ -65,12 +73,12 @@ def _intervals(recording: Path) -> list[Sample]:
 def _read_labels(path: Path) -> list[tuple[int, int, int]]:
     """(label from 0, start, end in microseconds) of every row. Raises BrokenEvents."""
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             head, *rows = [row for row in csv.reader(stream) if row]
         numbers = [tuple(int(value) for value in row) for row in rows]
     except OSError as error:
         raise BrokenEvents(f"cannot read {path.name}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise BrokenEvents(f"{path.name} is no table of whole numbers: {error}") from error
     if head != _COLUMNS or not numbers:
         raise BrokenEvents(f"{path.name} must have the columns {','.join(_COLUMNS)} and a row or more, it has {head}")

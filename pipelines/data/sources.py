@@ -69,9 +69,12 @@ def choose_frames(source: Source, steps: int | None, size: int | None, by: Split
 def _locate(path_or_name: str | Path, home: Path) -> Path:
     from pipelines.data.fetch import KNOWN
 
-    path = Path(path_or_name).expanduser()
-    if path.exists():
-        return path.resolve()
+    try:
+        path = Path(path_or_name).expanduser()
+        if path.exists():
+            return path.resolve()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not there, a loop of links
+        raise UserError(f"{path_or_name} is no path of this machine: {error}.") from error
     known = str(path_or_name)
     if known in KNOWN:
         fetched = source_home(home) / known

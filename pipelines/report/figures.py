@@ -19,6 +19,7 @@ def curves(history: Mapping[str, Rows]) -> Figure:
             rows = history[f"{split}/{kind}"]
             axes.plot([step for step, _ in rows], [value for _, value in rows], marker=marker, label=split)
         axes.set(xlabel="optimiser step", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
@@ -89,17 +90,28 @@ def _mean_rows(rows_of_steps: list[Rows]) -> Rows:
     return [(rows[0][0], sum(value for _, value in rows) / len(rows)) for rows in zip(*rows_of_steps, strict=True)]
 
 
-def landscape(axis: NDArray[np.float64], loss: NDArray[np.float64]) -> Figure:
-    """Loss `[P, P]` over two directions as a contour and as a surface; the network is the cross in the middle."""
+def landscape(axis: NDArray[np.float64], loss: NDArray[np.float64], images: int) -> Figure:
+    """Loss `[P, P]` over two directions as a contour and as a surface; the network is the cross in the middle.
+
+    Points whose loss is not finite are left white; the title counts them.
+    """
     figure = Figure(figsize=(11, 5), layout="constrained")
     rows, columns = np.meshgrid(axis, axis, indexing="ij")
+    finite = np.isfinite(loss)
+    loss = np.where(finite, loss, np.nan)
+    left_out = f"; {np.count_nonzero(~finite)} points without a finite loss" if not finite.all() else ""
+    figure.suptitle(
+        f"Loss of {images} images, +-{axis[-1]:g} norms of the weights, {len(axis)} x {len(axis)}{left_out}"
+    )
     flat = figure.add_subplot(1, 2, 1)
     figure.colorbar(flat.contourf(columns, rows, loss, levels=20), ax=flat, label="loss")
     flat.plot(0, 0, "+", color="white", markersize=12)
     flat.set(xlabel="second direction", ylabel="first direction", aspect="equal")
     solid = figure.add_subplot(1, 2, 2, projection="3d")
     solid.plot_surface(columns, rows, loss, cmap="viridis")
+    solid.tick_params(labelsize=7, pad=0)
     solid.set(xlabel="second direction", ylabel="first direction", zlabel="loss")
+    solid.set_box_aspect(None, zoom=0.85)  # room for the label of the loss
     return figure
 
 

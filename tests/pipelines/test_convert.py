@@ -95,6 +95,13 @@ def test_calibration_sees_unaugmented_images_of_all_classes(tiny_config):
     torch.testing.assert_close(every, normalise(stored, data, torch.device("cpu")))
 
 
+@pytest.mark.parametrize(("percentile", "message"), [("nan", "at most 100, got nan"), ("1e-300", "would never fire")])
+def test_a_percentile_that_leaves_layers_silent_is_refused(untrained, tmp_path, capsys, percentile, message):
+    assert _agmm("convert", untrained(), "--out", tmp_path / "out", "--percentile", percentile) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -100,9 +100,14 @@ def test_other_weights_are_refused(model, tmp_path):
 
 def test_what_is_no_landscape_is_refused(model, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/landscape.npz").write_bytes(b"notes")
-    with pytest.raises(UserError, match="not a landscape"):
-        landscape(model, None, GRID, tmp_path / "out", "")
+    path = tmp_path / "out/landscape.npz"
+    np.save(tmp_path / "plain.npy", np.zeros(3))
+    np.savez(tmp_path / "listed.npz", settings=np.array("[1]"))
+    others = [(tmp_path / name).read_bytes() for name in ("plain.npy", "listed.npz")]
+    for content in (b"notes", b"", *others):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a landscape"):
+            landscape(model, None, GRID, tmp_path / "out", "")
     with pytest.raises(UserError, match="Cannot write"):
         landscape(model, None, GRID, tmp_path / "out/landscape.npz", "")
     with FileLock(tmp_path / "out/landscape.lock"), pytest.raises(UserError, match="Another process"):
@@ -110,7 +115,17 @@ def test_what_is_no_landscape_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--points", "4"), ("--points", "1"), ("--span", "0"), ("--images", "0")]
+    ("option", "value"),
+    [
+        ("--points", "4"),
+        ("--points", "1"),
+        ("--points", "100001"),
+        ("--span", "0"),
+        ("--span", "nan"),
+        ("--span", "1e300"),
+        ("--images", "0"),
+        ("--seed", str(2**70)),
+    ],
 )
 def test_a_grid_that_cannot_be_is_refused(model, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit) as ended:

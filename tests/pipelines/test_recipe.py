@@ -79,7 +79,7 @@ def test_a_variant_says_only_what_it_changes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("extends: nobody", "Unknown recipe 'nobody'"),
+        ("extends: nobody", "^Unknown recipe 'nobody'"),
         ("extends: gone.yaml", "Cannot read recipe"),
         ("extends: [a]", "extends must be"),
         ("extends: r.yaml", "in a circle"),

@@ -92,6 +92,7 @@ def test_a_teacher_that_cannot_be_had_is_refused(tiny_tree, tmp_path, weights, d
     [
         ({"teacher": "test_resnet"}, "needs either pretrained=true or the path of its weights"),
         ({"teacher": "test_resnet", "weights": "t.pth"}, "other formats can run code"),
+        ({"teacher": "a", "weights": "t.safetensors", "options": {"checkpoint_path": "x.pth"}}, "checkpoint_path: the"),
     ],
 )
 def test_a_teacher_that_knows_nothing_or_may_run_code_is_refused(tiny_tree, distill, words):

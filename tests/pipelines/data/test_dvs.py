@@ -202,6 +202,19 @@ def test_a_missing_list_of_trials(gesture: Path, tmp_path: Path) -> None:
         open_source(gesture, tmp_path)
 
 
+@pytest.mark.parametrize("lines", ["user24_led.aedat\nuser24_led.aedat\n", "/\n", "a/user24_led.aedat\n"])
+def test_an_odd_list_of_trials(gesture: Path, tmp_path: Path, lines: str) -> None:
+    (gesture / "trials_to_test.txt").write_text(lines)
+    with pytest.raises(UserError, match="twice, or no file's name"):
+        open_source(gesture, tmp_path)
+
+
+def test_a_recording_that_trains_and_tests_is_refused(gesture: Path, tmp_path: Path) -> None:
+    (gesture / "trials_to_test.txt").write_text("user01_led.aedat\n")
+    with pytest.raises(UserError, match="for training and for testing"):
+        open_source(gesture, tmp_path)
+
+
 def test_cifar10_dvs_becomes_frames(tmp_path: Path) -> None:
     root = make_cifar10_dvs(tmp_path / "CIFAR10DVS", CIFAR10_CLASSES, each=10)
     source = replace(open_source(root, tmp_path), frames=FrameRule(4, 32, "time"))
