@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _interrupt(*_: object) -> None:
     """SIGTERM ends a command as Ctrl-C does: what is half written goes, workers stop, a run is killed."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
 
 

@@ -122,7 +122,7 @@ def _q_snn(conv):
 
 
 def _recu(conv):
-    w, tau = _standardised(conv.weight), 0.85 + 0.14 * float(conv.progress)
+    w, tau = _standardised(conv.weight), 0.85 + 0.14 * math.expm1(float(conv.progress)) / math.expm1(1)
     limit = -float(w.detach().abs().mean()) * math.log(2 - 2 * tau)
     w = w.clamp(-limit, limit)
     return _mean_magnitude(w).detach() * _with_slope_of(_sign(w), w)

@@ -71,7 +71,17 @@ def test_a_bug_stays_loud(monkeypatch):
         cli.main(["train", "fashion_mnist_resnet18"])
 
 
-def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys, ignored):
+    """Also where Ctrl-C is ignored, as in a job that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        _terminated(monkeypatch, capsys)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _terminated(monkeypatch, capsys):
     monkeypatch.setattr("pipelines.recipe.load_recipe", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert _run("train", "fashion_mnist_resnet18") == 130
     assert "interrupted" in capsys.readouterr().err
