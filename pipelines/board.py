@@ -1,8 +1,8 @@
-"""What workers tell the driver, shown on its terminal: a bar on a terminal, plain lines elsewhere.
+"""What workers tell the driver: most of it is shown on its terminal, a bar on a terminal, plain lines elsewhere.
 
-Workers drop small dictionaries into a Ray queue; a thread of the driver draws them. An item is progress (see
-`describe`), `{"say": line}`, or `{"failed": reason}`, which interrupts the driver: a restart would fail again. Telling
-never hurts a run: what cannot be delivered is dropped.
+Workers drop small dictionaries into a Ray queue; a thread of the driver takes them out. An item is progress (see
+`describe`), `{"say": line}`, `{"failed": reason}`, which interrupts the driver, since a restart would fail again, or
+`{KIND: ...}` for whoever listens to that kind. Telling never hurts a run: what cannot be delivered is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -29,10 +29,22 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
 
 @dataclass
 class Board:
-    """The queue that workers write to, and why the run has failed, if a worker said so."""
+    """The queue that workers write to, who listens to which kind of item, and why the run has failed, if one said so."""
 
+    listeners: dict[str, Callable[[Item], None]] = field(default_factory=dict)
     queue: Any = None
     failure: str = ""
+
+    def take(self, item: Item, draw: Callable[[Item], None]) -> None:
+        """Give an item to whom it concerns."""
+        kind = next(iter(item))
+        if kind in self.listeners:
+            self.listeners[kind](item)
+        elif kind != "failed":
+            draw(item)
+        elif not self.failure:
+            self.failure = item["failed"]
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Ray Train stops the workers
 
 
 def send(queue: Any, item: Item) -> None:
@@ -74,11 +86,7 @@ def _draw_all(watched: Board, done: threading.Event, total: int) -> None:
                 continue
             except RayError:
                 return
-            if "failed" not in item:
-                draw(item)
-            elif not watched.failure:
-                watched.failure = item["failed"]
-                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Ray Train stops the workers
+            watched.take(item, draw)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
+_BLOCK = 8 << 20
+
+
 class Store(Protocol):
     """Files below one address. Keys use `/`. Every method raises ServiceError where the place cannot be used."""
 
@@ -25,11 +29,20 @@ class Store(Protocol):
     def put(self, source: Path, key: str) -> None:
         """Copy a local file to `key`; readers see the whole file or none."""
 
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a small file unless `key` is there; of several who try, one is told True."""
+
     def get(self, key: str, target: Path) -> None:
         """Copy `key` to a local file."""
 
     def read(self, key: str) -> bytes:
         """The content of a small file."""
+
+    def size(self, key: str) -> int:
+        """Bytes of `key`."""
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes from `start` up to `stop` of `key`, fewer where it ends before."""
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""
@@ -63,6 +76,14 @@ def check_writable(store: Store, scratch: Path) -> None:
         probe.unlink()
 
 
+def sha256_in(store: Store, key: str) -> str:
+    """SHA-256 of what is stored at `key`, in hexadecimal, read in blocks."""
+    digest, size = hashlib.sha256(), store.size(key)
+    for start in range(0, size, _BLOCK):
+        digest.update(store.read_range(key, start, start + _BLOCK))
+    return digest.hexdigest()
+
+
 class FolderStore:
     """A store in a folder."""
 
@@ -82,6 +103,19 @@ class FolderStore:
             finally:
                 partial.unlink(missing_ok=True)
 
+    def create(self, key: str, content: bytes) -> bool:
+        target = self.root / key
+        with _explained(f"Cannot write {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with target.open("xb") as stream:
+                    stream.write(content)
+            except FileExistsError:
+                return False
+            sync(target)
+            sync(target.parent)
+        return True
+
     def get(self, key: str, target: Path) -> None:
         with _explained(f"Cannot read {self.root / key}"):
             shutil.copyfile(self.root / key, target)
@@ -89,6 +123,15 @@ class FolderStore:
     def read(self, key: str) -> bytes:
         with _explained(f"Cannot read {self.root / key}"):
             return (self.root / key).read_bytes()
+
+    def size(self, key: str) -> int:
+        with _explained(f"Cannot read {self.root / key}"):
+            return (self.root / key).stat().st_size
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with _explained(f"Cannot read {self.root / key}"), (self.root / key).open("rb") as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
 
     def keys(self, prefix: str) -> list[str]:
         base = self.root / prefix.rpartition("/")[0]
@@ -117,6 +160,19 @@ class S3Store:
         with self._explained("write"):
             self._client.upload_file(str(source), self.bucket, self.prefix + key)
 
+    def create(self, key: str, content: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._explained("write"):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                # 409: another one is being created there at this moment
+                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    return False
+                raise
+        return True
+
     def get(self, key: str, target: Path) -> None:
         with self._explained("read"):
             self._client.download_file(self.bucket, self.prefix + key, str(target))
@@ -124,6 +180,15 @@ class S3Store:
     def read(self, key: str) -> bytes:
         with self._explained("read"):
             return self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+
+    def size(self, key: str) -> int:
+        with self._explained("read"):
+            return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with self._explained("read"):
+            part = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range=f"bytes={start}-{stop - 1}")
+            return part["Body"].read()
 
     def keys(self, prefix: str) -> list[str]:
         with self._explained("list"):

@@ -1,10 +1,11 @@
 import errno
+import hashlib
 import os
 
 import pytest
 
 from pipelines.errors import ServiceError, UserError
-from pipelines.storage import check_writable, open_store
+from pipelines.storage import check_writable, open_store, sha256_in
 
 
 @pytest.fixture
@@ -69,3 +70,17 @@ def test_an_s3_server_that_is_down_is_explained(monkeypatch, tmp_path):
         check_writable(open_store("s3://bucket/prefix"), tmp_path)
     assert "agmm status" in str(caught.value)
     assert "very-secret-value" not in str(caught.value)
+
+
+def test_of_two_who_create_one_succeeds(store):
+    assert store.create("claims/0001", b"first")
+    assert not store.create("claims/0001", b"second")
+    assert store.read("claims/0001") == b"first"
+
+
+def test_a_file_is_read_in_parts(store, tmp_path):
+    store.put(_file(tmp_path, "0123456789"), "key")
+    assert store.size("key") == 10
+    assert store.read_range("key", 2, 5) == b"234"
+    assert store.read_range("key", 8, 50) == b"89"
+    assert sha256_in(store, "key") == hashlib.sha256(b"0123456789").hexdigest()
