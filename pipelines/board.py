@@ -29,7 +29,7 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
 
 @dataclass
 class Board:
-    """The queue that workers write to, who listens to which kind of item, and why the run has failed, if one said so."""
+    """The queue that workers write to, who listens to which kind of item, and why the run has failed, if it has."""
 
     listeners: dict[str, Callable[[Item], None]] = field(default_factory=dict)
     queue: Any = None

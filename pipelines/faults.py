@@ -1,8 +1,8 @@
 """Named points of the code that `AGMM_FAULTS` turns into a crash, a delay or an error, so that tests can try recovery.
 
-`AGMM_FAULTS="checkpoint.upload=crash@3, metrics.send=error, data.batch=sleep:30@2"`: at the third upload the process kills
-itself, every sending of metrics fails, the second batch waits 30 seconds. Without `@N` the fault strikes each time. Names
-may end in `*`. Unset, a point costs a comparison.
+`AGMM_FAULTS="checkpoint.upload=crash@3, metrics.send=error, data.batch=sleep:30@2"`: at the third upload the process
+kills itself, every sending of metrics fails, the second batch waits 30 seconds. Without `@N` the fault strikes each
+time. Names may end in `*`. Unset, a point costs a comparison.
 """
 
 from __future__ import annotations
