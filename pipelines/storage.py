@@ -9,14 +9,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import urlparse
 
 from pipelines.errors import ServiceError, UserError
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
 
 _BLOCK = 8 << 20
 
@@ -52,21 +48,33 @@ class Store(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """The store at a folder's path, `file://...` or `s3://bucket/prefix`. Raises UserError for another scheme."""
+    """The store at a folder's path (`~` is the home), `file://...` or `s3://bucket/prefix`.
+
+    Raises UserError for another scheme, and for an S3 configuration that cannot be used.
+    """
     parts = urlparse(uri)
     if parts.scheme == "s3":
         if not parts.netloc:
             raise UserError(f"{uri!r} names no bucket. Write s3://bucket/prefix.")
+        from pipelines.storage_s3 import S3Store  # boto3 takes half a second to import
+
         return S3Store(parts.netloc, parts.path.strip("/"))
     if parts.scheme not in ("", "file"):
         raise UserError(f"Cannot store files at {uri!r}: the scheme must be s3:// or a folder's path.")
-    return FolderStore(Path(parts.path if parts.scheme else uri).absolute())
+    return FolderStore(_local_path(parts.path if parts.scheme else uri))
+
+
+def _local_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"Cannot store files at {text!r}: {error} Write the folder's path in full.") from error
 
 
 def check_writable(store: Store, scratch: Path) -> None:
     """Put and delete a small file, so that a bad address is found before any work. Raises ServiceError."""
     probe = scratch / f"probe-{uuid.uuid4().hex}"
-    with _explained(f"Cannot write {probe}"):
+    with explained(f"Cannot write {probe}"):
         scratch.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"agmm")
     try:
@@ -93,7 +101,7 @@ class FolderStore:
     def put(self, source: Path, key: str) -> None:
         target = self.root / key
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        with _explained(f"Cannot write {target}"):
+        with explained(f"Cannot write {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(source, partial)
@@ -105,7 +113,7 @@ class FolderStore:
 
     def create(self, key: str, content: bytes) -> bool:
         target = self.root / key
-        with _explained(f"Cannot write {target}"):
+        with explained(f"Cannot write {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with target.open("xb") as stream:
@@ -117,30 +125,30 @@ class FolderStore:
         return True
 
     def get(self, key: str, target: Path) -> None:
-        with _explained(f"Cannot read {self.root / key}"):
+        with explained(f"Cannot read {self.root / key}"):
             shutil.copyfile(self.root / key, target)
 
     def read(self, key: str) -> bytes:
-        with _explained(f"Cannot read {self.root / key}"):
+        with explained(f"Cannot read {self.root / key}"):
             return (self.root / key).read_bytes()
 
     def size(self, key: str) -> int:
-        with _explained(f"Cannot read {self.root / key}"):
+        with explained(f"Cannot read {self.root / key}"):
             return (self.root / key).stat().st_size
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        with _explained(f"Cannot read {self.root / key}"), (self.root / key).open("rb") as stream:
+        with explained(f"Cannot read {self.root / key}"), (self.root / key).open("rb") as stream:
             stream.seek(start)
             return stream.read(stop - start)
 
     def keys(self, prefix: str) -> list[str]:
         base = self.root / prefix.rpartition("/")[0]
-        with _explained(f"Cannot list {self.root}"):
+        with explained(f"Cannot list {self.root}"):
             found = [path.relative_to(self.root).as_posix() for path in base.rglob("*") if path.is_file()]
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, keys: list[str]) -> None:
-        with _explained(f"Cannot delete below {self.root}"):
+        with explained(f"Cannot delete below {self.root}"):
             for key in keys:
                 (self.root / key).unlink(missing_ok=True)
             for folder in {(self.root / key).parent for key in keys}:
@@ -148,93 +156,9 @@ class FolderStore:
                     folder.rmdir()
 
 
-class S3Store:
-    """A store in an S3 bucket. Address, region and credentials come from boto3's own environment and files."""
-
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
-        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._client = _s3_client()
-
-    def put(self, source: Path, key: str) -> None:
-        with self._explained("write"):
-            self._client.upload_file(str(source), self.bucket, self.prefix + key)
-
-    def create(self, key: str, content: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        with self._explained("write"):
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, IfNoneMatch="*")
-            except ClientError as error:
-                # 409: another one is being created there at this moment
-                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    return False
-                raise
-        return True
-
-    def get(self, key: str, target: Path) -> None:
-        with self._explained("read"):
-            self._client.download_file(self.bucket, self.prefix + key, str(target))
-
-    def read(self, key: str) -> bytes:
-        with self._explained("read"):
-            return self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
-
-    def size(self, key: str) -> int:
-        with self._explained("read"):
-            return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
-
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
-        with self._explained("read"):
-            part = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range=f"bytes={start}-{stop - 1}")
-            return part["Body"].read()
-
-    def keys(self, prefix: str) -> list[str]:
-        with self._explained("list"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
-            return sorted(item["Key"].removeprefix(self.prefix) for page in pages for item in page.get("Contents", []))
-
-    def delete(self, keys: list[str]) -> None:
-        with self._explained("delete"):
-            for key in keys:
-                self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
-
-    @contextmanager
-    def _explained(self, verb: str) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
-            raise ServiceError(
-                f"Cannot {verb} {self.uri} at {self._client.meta.endpoint_url}: {str(error).rstrip('.')}. "
-                "Check that the server is up (`agmm status`), the bucket is there and the credentials are right "
-                "(AWS_ENDPOINT_URL_S3, AWS_SHARED_CREDENTIALS_FILE or AWS_ACCESS_KEY_ID)."
-            ) from error
-
-
-def _s3_client() -> S3Client:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    timeouts = Config(
-        connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 4}, signature_version="s3v4"
-    )
-    try:
-        return boto3.client("s3", config=timeouts)
-    except (BotoCoreError, ValueError) as error:
-        raise UserError(
-            f"Cannot use S3: {error}. Check AWS_ENDPOINT_URL_S3, AWS_CONFIG_FILE and AWS_PROFILE."
-        ) from error
-
-
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
+    """Raise ServiceError for an OSError: `what` cannot be done, why, and what to look at."""
     try:
         yield
     except OSError as error:
