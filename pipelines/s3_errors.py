@@ -54,8 +54,8 @@ _WRONG_KEYS = Explained(
     "AWS_PROFILE name; for the local services, run `agmm status`.",
 )
 _DENIED = Explained(
-    "the credentials do not allow it, or nobody knows them",
-    "Check that they are meant for this server and that their policy lets them list, read, write and delete in this "
+    "the credentials do not allow it",
+    "Check that they belong to this server and that their policy lets them list, read, write and delete in this "
     "bucket; a bucket that is not there may be refused in this way too.",
 )
 _EXPIRED = Explained(

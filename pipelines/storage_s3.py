@@ -10,6 +10,7 @@ while it is read, which botocore does not repeat, and an outage longer than boto
 from __future__ import annotations
 
 import random
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,11 +31,12 @@ from pipelines.s3_errors import FAILURES, TIMEOUTS, UNREACHED, cause_of, code_of
 from pipelines.storage import explained
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 _T = TypeVar("_T")
-_PART = 8 << 20
+_BLOCK = 256 << 10
 _AT_ONCE = 4  # parts in flight, of a put or a get: more would take cores from the training beside it
 _BATCH = 1000  # the protocol's limit for one deletion
 
@@ -54,6 +56,7 @@ class Limits:
     tries: int = 8
     first_pause: float = 0.25
     patience: float = 45.0
+    part: int = 16 << 20  # bytes; what is bigger is sent and fetched in parts of this size
 
     def pauses(self) -> Iterator[float]:
         """What to wait after each try but the last, with jitter, so that many clients do not come back at once."""
@@ -74,8 +77,8 @@ class S3Store:
         self._limits, self._reached = limits, False
         self._client = _client(limits)
         self._transfer = TransferConfig(
-            multipart_threshold=2 * _PART,
-            multipart_chunksize=_PART,
+            multipart_threshold=limits.part,
+            multipart_chunksize=limits.part,
             max_concurrency=_AT_ONCE,
             preferred_transfer_client="classic",  # the other one has retries and timeouts of its own
         )
@@ -134,17 +137,20 @@ class S3Store:
 
     def _fetch(self, key: str, version: str, size: int, target: Path) -> None:
         """Get parts by threads. Not `download_file`: its tries multiply botocore's, minutes for a silent server."""
+        step = self._limits.part
 
         def fetch(start: int) -> None:
-            wanted = _range(start, min(start + _PART, size))
-            block = self._retry(f"read {key} in", partial(self._body, key, Range=wanted, IfMatch=version))
-            with target.open("r+b") as file:
-                file.seek(start)
-                file.write(block)
+            wanted = _range(start, min(start + step, size))
+            self._retry(f"read {key} in", partial(self._copy, key, target, start, Range=wanted, IfMatch=version))
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(fetch, range(0, size, _PART)):
+            for _ in pool.map(fetch, range(0, size, step)):
                 pass
+
+    def _copy(self, key: str, target: Path, start: int, **conditions: Any) -> None:
+        with target.open("r+b") as file:
+            file.seek(start)
+            shutil.copyfileobj(self._open(key, **conditions), file, _BLOCK)
 
     def read(self, key: str) -> bytes:
         return self._retry(f"read {key} in", partial(self._body, key))
@@ -164,8 +170,11 @@ class S3Store:
                 return b""
             raise
 
+    def _open(self, key: str, **conditions: Any) -> StreamingBody:
+        return self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **conditions)["Body"]
+
     def _body(self, key: str, **conditions: Any) -> bytes:
-        return self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **conditions)["Body"].read()
+        return self._open(key, **conditions).read()
 
     def keys(self, prefix: str) -> list[str]:
         return self._retry(f"list {prefix}* in", partial(self._keys, self.prefix + prefix))

@@ -130,6 +130,7 @@ class S3Proxy:
     def __exit__(self, *_: object) -> None:
         self.closing.set()
         self._server.shutdown()
+        self._server.hang_up()
         self._server.server_close()
         self._thread.join(5)
 
@@ -154,7 +155,16 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, proxy: S3Proxy) -> None:
         self.proxy = proxy
+        self.open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", proxy.port), _Client)
+        # A slow line holds little on the way; by itself the system would take megabytes at once. For all connections.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+
+    def hang_up(self) -> None:
+        """Close the connections that clients keep for their next request."""
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, *_: object) -> None:
         """A client that went away is no news."""
@@ -170,6 +180,8 @@ class _Client(socketserver.StreamRequestHandler):
         proxy = self.server.proxy
         with contextlib.ExitStack() as stack:
             upstream = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.upstream), timeout=120))
+            self.server.open.add(self.connection)
+            stack.callback(self.server.open.discard, self.connection)
             upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._up = stack.enter_context(upstream.makefile("rb"))
             self._send_up = upstream.sendall
