@@ -33,12 +33,15 @@ _PASSING_CODES = {
     "BadDigest",  # damaged on the way
     "ConditionalRequestConflict",  # two conditional writes at once; AWS asks for a repetition
     "InternalError",
+    "NoSuchUpload",  # the answer to its completion was lost, or another took it for left over: send it anew
     "OperationAborted",
     "RequestTimeout",
     "ServiceUnavailable",
     "SlowDown",
     "Throttling",
+    "XAmzContentSHA256Mismatch",  # damaged on the way, too
 }
+_PASSING_STATUS = (429, 500, 502, 503, 504)
 
 
 class Explained(NamedTuple):
@@ -86,8 +89,9 @@ _OTHER = Explained(
 )
 
 _CODES = {
-    "403": _DENIED,  # the answer to HEAD has no body that would tell more
+    "403": _DENIED,  # numbers: an answer without a body that would tell more
     "404": _NO_KEY,
+    "412": _CHANGED,
     "AccessDenied": _DENIED,
     "AuthorizationHeaderMalformed": _REGION,
     "ExpiredToken": _EXPIRED,
@@ -122,11 +126,15 @@ def code_of(error: BaseException) -> str:
     return str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
 
 
+def status_of(error: ClientError) -> int:
+    """The status, such as 412. It holds where the code does not: for HEAD, and where the answer's body broke off."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed later: 5xx, throttling, and whatever cuts or delays a connection."""
     if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429 or code_of(error) in _PASSING_CODES
+        return status_of(error) in _PASSING_STATUS or code_of(error) in _PASSING_CODES
     if isinstance(error, SSLError):
         return False
     return isinstance(error, (*_CUT, *UNREACHED, HTTPClientError))

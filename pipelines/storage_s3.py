@@ -27,7 +27,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipelines.errors import ServiceError, UserError
-from pipelines.s3_errors import FAILURES, TIMEOUTS, UNREACHED, cause_of, code_of, explain, is_passing
+from pipelines.s3_errors import FAILURES, TIMEOUTS, UNREACHED, cause_of, explain, is_passing, status_of
 from pipelines.storage import explained
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class S3Store:
         try:
             self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=content, IfNoneMatch="*")
         except ClientError as error:
-            if code_of(error) != "PreconditionFailed":
+            if status_of(error) != 412:
                 raise
             # A request of ours whose answer was lost may have written it, and been repeated since.
             return self._holds(key, content)
@@ -118,7 +118,7 @@ class S3Store:
         try:
             return self._body(key) == content
         except ClientError as error:
-            if code_of(error) == "NoSuchKey":  # removed meanwhile, by the one whose it was
+            if status_of(error) == 404:  # removed meanwhile, by the one whose it was
                 return False
             raise
 
@@ -166,7 +166,7 @@ class S3Store:
         try:
             return self._body(key, Range=_range(start, stop))
         except ClientError as error:
-            if code_of(error) == "InvalidRange":  # it ends before `start`
+            if status_of(error) == 416:  # it ends before `start`
                 return b""
             raise
 

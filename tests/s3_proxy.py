@@ -86,7 +86,7 @@ class S3Proxy:
     """Listens at `url`, on `port` or any free one, while it is entered; forwards to 127.0.0.1:`upstream`.
 
     `requests` counts by (METHOD, fault or ""); `lines` has `METHOD target` of each request, `access_keys` those that
-    signed one.
+    signed one, `last_head` the head of the last one.
     """
 
     upstream: int
@@ -94,6 +94,7 @@ class S3Proxy:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
     access_keys: list[str] = field(default_factory=list)
+    last_head: str = ""
 
     def __post_init__(self) -> None:
         self._rules: list[_Rule] = []
@@ -143,6 +144,7 @@ class S3Proxy:
             kind, amount = (rule.kind, rule.amount) if rule else ("", 0.0)
             self.requests[method, kind] += 1
             self.lines.append(line)
+            self.last_head = request.head.decode("latin-1")
             self.access_keys += re.findall(r"Credential=([^/]+)/", request.headers.get("authorization", ""))
         return kind, amount
 
@@ -246,8 +248,9 @@ class _Client(socketserver.StreamRequestHandler):
     def _pass_body(self, source: BinaryIO, message: _Message, send, kind: str = "", amount: float = 0.0) -> None:
         """Pass a body on; with a fault, half of it. One without a body is struck where the body would begin."""
         if message.length is None:
-            _pass_chunks(source, send)
-            if kind and kind != "trickle":
+            broken = kind not in ("", "trickle")
+            _pass_chunks(source, send, broken=broken)
+            if broken:
                 self._strike(kind, amount)
             return
         halved = message.length if kind in ("", "trickle") else message.length // 2
@@ -295,14 +298,17 @@ def _expects(request: _Message) -> bool:
     return request.headers.get("expect", "").lower() == "100-continue"
 
 
-def _pass_chunks(source: BinaryIO, send) -> None:
-    """Chunks as they came, with extensions and trailers."""
+def _pass_chunks(source: BinaryIO, send, *, broken: bool) -> None:
+    """Chunks as they came, with extensions and trailers; only half of the first if it is to be broken off."""
     while True:
         line = source.readline()
         send(line)
         size = int(line.split(b";")[0], 16)
         if not size:
             break
+        if broken:
+            send(source.read(size // 2))
+            return
         send(source.read(size + 2))
     while line := source.readline():
         send(line)

@@ -8,6 +8,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import boto3
 import pytest
 
 from cluster.environment import CONFLICTING, client_environment
@@ -171,6 +172,15 @@ def test_faults_in_a_row_are_survived(kind, match, name, times, store, proxy, tm
     assert not _uploads(direct)
 
 
+@pytest.mark.parametrize("kind", ["500", "reset", "reset_upload", "reset_after"])
+@pytest.mark.parametrize("match", ["^POST .*uploads", "^PUT .*partNumber=2", "^POST .*uploadId"])
+def test_faults_in_each_stage_of_a_multipart_upload_are_survived(kind, match, store, proxy, tmp_path, big, direct):
+    proxy.fault(kind, match, times=3)
+    _Operations(store, tmp_path, big).put_parts()
+    assert proxy.struck == 3
+    assert not _uploads(direct)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hundred_operations_with_a_fifth_of_all_requests_failing(proxy, tmp_path, big, direct):
@@ -292,14 +302,14 @@ def test_a_server_that_never_recovers_ends_within_a_minute(kind, proxy, store, t
     store.put(tmp_path / "small", "small")
     lasting = S3Store("agmm", store.prefix.rstrip("/"), Limits())
     proxy.fault(kind, amount=300)
-    _, took = _refused("", lambda: lasting.read("small"))
+    _, took = _refused(".", lambda: lasting.read("small"))
     assert took < 60
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_upload_that_stalls_midway_ends_within_two_minutes(proxy, big):
-    store = S3Store("agmm", f"tests/{uuid.uuid4().hex}", Limits())
+    store = S3Store("agmm", f"tests/{uuid.uuid4().hex}", Limits(part=5 << 20))
     proxy.fault("stall", "partNumber=2", amount=300)
     _, took = _refused("does not answer|keeps breaking", lambda: store.put(big, "big"))
     assert took < 120
@@ -331,6 +341,13 @@ def test_a_claim_whose_answer_was_lost_is_ours(store, proxy):
     proxy.fault("reset_after", "PUT", times=1)
     assert not store.create("claim", b"second")
     assert store.read("claim") == b"first"
+
+
+def test_a_claim_that_stands_is_recognised_by_an_answer_that_breaks_off(store, proxy):
+    assert store.create("claim", b"first")
+    proxy.fault("cut", "PUT", times=1)
+    assert not store.create("claim", b"second")
+    assert proxy.struck == 1
 
 
 def test_of_many_who_create_one_succeeds(proxy):
@@ -380,6 +397,22 @@ def test_more_than_a_thousand_files_are_listed_and_deleted(store, proxy):
     store.delete(keys)
     assert proxy.requests["POST", ""] == 2
     assert store.keys("many/") == []
+
+
+def test_an_upload_in_chunks_with_a_trailing_checksum_passes_the_proxy(proxy, direct):
+    """As boto3 sends over TLS: `aws-chunked`. Over plain HTTP it puts the checksum into the head, so it is told to."""
+
+    def trail(params, **_):
+        params["context"]["checksum"]["request_algorithm"]["in"] = "trailer"
+
+    client = boto3.session.Session().client("s3")
+    client.meta.events.register("before-call.s3.PutObject", trail)
+    proxy.fault("reset_upload", "PUT", times=1)
+    content = os.urandom(300_000)
+    name = f"tests/{uuid.uuid4().hex}"
+    client.put_object(Bucket="agmm", Key=name, Body=content)
+    assert "transfer-encoding: chunked" in proxy.last_head.lower()
+    assert direct.get_object(Bucket="agmm", Key=name)["Body"].read() == content
 
 
 def test_a_full_disk_at_home_is_not_the_servers_fault(store, proxy, tmp_path):
