@@ -24,7 +24,6 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 FAILURES = (BotoCoreError, ClientError, Boto3Error, ResponseParserError, OSError)
-TIMEOUTS = (ReadTimeoutError, ConnectTimeoutError)
 # At the first contact these are a wrong address or set-up; later the server is starting anew.
 UNREACHED = (EndpointConnectionError, ConnectTimeoutError, CredentialRetrievalError)
 
@@ -109,7 +108,7 @@ _KINDS = (
     ((NoCredentialsError, PartialCredentialsError, CredentialRetrievalError), _NO_KEYS),
     (SSLError, _CERTIFICATE),
     (_CUT, _BREAKING),
-    ((*TIMEOUTS, EndpointConnectionError), _SILENT),
+    (EndpointConnectionError, _SILENT),
     (HTTPClientError, _BREAKING),
     (BotoCoreError, _OTHER),
     (OSError, _DISK),
@@ -140,8 +139,17 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, (*_CUT, *UNREACHED, HTTPClientError))
 
 
+def is_timeout(error: BaseException | None) -> bool:
+    """Whether waiting ended it, for an answer, a connection, or room to send: botocore calls that one closed."""
+    while error is not None and not isinstance(error, (ReadTimeoutError, ConnectTimeoutError, TimeoutError)):
+        error = error.__context__
+    return error is not None
+
+
 def explain(error: BaseException) -> Explained:
     """What is wrong and what to do, for one of FAILURES."""
     if isinstance(error, ClientError):
         return _CODES.get(code_of(error), _BUSY if is_passing(error) else _OTHER)
+    if is_timeout(error):
+        return _SILENT
     return next((words for kinds, words in _KINDS if isinstance(error, kinds)), _OTHER)

@@ -27,7 +27,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipelines.errors import ServiceError, UserError
-from pipelines.s3_errors import FAILURES, TIMEOUTS, UNREACHED, cause_of, explain, is_passing, status_of
+from pipelines.s3_errors import FAILURES, UNREACHED, cause_of, explain, is_passing, is_timeout, status_of
 from pipelines.storage import explained
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Limits:
     """How long to wait and how often to try. Times in seconds.
 
     A server that takes requests and never answers costs `attempts * read_timeout`, 48 s, and then an error; a multipart
-    upload as much again, for its abortion. An answer that stalls midway is given up after `patience` and one more
-    timeout. Everything else that fails is tried `tries` times with pauses that double, about 25 s in all.
+    upload as much again, for its abortion. Bodies that stall midway are given up after `patience` and one more round of
+    timeouts. Everything else that fails is tried `tries` times with pauses that double, about 25 s in all.
     """
 
     connect_timeout: float = 8.0  # also for sending each block of 128 KiB: a slow line takes far less
@@ -209,7 +209,7 @@ class S3Store:
 
     def _pause(self, error: BaseException, began: float, pauses: Iterator[float]) -> float | None:
         """Seconds until the next try; None to give up."""
-        overdue = isinstance(error, TIMEOUTS) and time.monotonic() - began > self._limits.patience
+        overdue = is_timeout(error) and time.monotonic() - began > self._limits.patience
         misdirected = isinstance(error, UNREACHED) and not self._reached
         return None if overdue or misdirected or not is_passing(error) else next(pauses, None)
 

@@ -84,3 +84,10 @@ def test_a_file_is_read_in_parts(store, tmp_path):
     assert store.read_range("key", 2, 5) == b"234"
     assert store.read_range("key", 8, 50) == b"89"
     assert sha256_in(store, "key") == hashlib.sha256(b"0123456789").hexdigest()
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/checkpoints").uri == str(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="in full"):
+        open_store("~nobody-of-that-name/checkpoints")
