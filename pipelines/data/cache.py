@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -24,8 +23,9 @@ from pipelines.progress import Say
 
 _KEY = re.compile("[0-9a-f]{64}")
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+_SAY_EVERY_S = 60.0
 _SPARE = 1 << 20  # for manifest, lists and notes
-_held: dict[Path, IO[str]] = {}
+_held: dict[Path, int] = {}  # open files, whose locks the system lets go when the process ends, however it ends
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def entries(cache: Path) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    states = [state for path in folder.iterdir() if (state := _stat(path))]
+    files = folder.iterdir() if folder.is_dir() else ()
+    states = [state for path in files if (state := _stat(path))]
     use = _stat(_lock(folder, "use")) or _stat(folder)
     total, allocated = sum(state.st_size for state in states), sum(state.st_blocks * 512 for state in states)
     return Entry(folder, max(total, allocated), allocated, use.st_mtime if use else 0.0)
@@ -93,7 +94,7 @@ def _lock(folder: Path, kind: str) -> Path:
 def hold(folder: Path) -> None:
     """Keep a data set from being removed for as long as this process lives, and note the time of its use."""
     if folder not in _held:
-        file = _lock(folder, "use").open("a")
+        file = os.open(_lock(folder, "use"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(file, fcntl.LOCK_SH)
         _held[folder] = file
     os.utime(_lock(folder, "use"))
@@ -102,18 +103,20 @@ def hold(folder: Path) -> None:
 def let_go(folder: Path) -> None:
     """Allow a data set to be removed, as far as this process goes."""
     if folder in _held:
-        _held.pop(folder).close()
+        os.close(_held.pop(folder))
 
 
 @contextmanager
 def alone(folder: Path, say: Say) -> Iterator[None]:
     """Only one process at a time fills a folder; the others wait, and say so."""
-    lock = FileLock(_lock(folder, "lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another process of this machine stages {folder}: waiting for it")
-        lock.acquire()
+    lock, patience = FileLock(_lock(folder, "lock")), 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            there = size(_entry(folder).allocated)
+            say(f"another process of this machine stages {folder}: waiting for it, {there} are there")
+            patience = _SAY_EVERY_S
     try:
         yield
     finally:
