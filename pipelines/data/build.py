@@ -24,6 +24,7 @@ from pipelines.data.events import BrokenEvents, Events, FrameRule, to_frames
 from pipelines.data.images import BrokenImage, Prepared, prepare, strict_decoding
 from pipelines.data.layout import FRAMES
 from pipelines.data.manifest import (
+    FORMAT,
     MANIFEST,
     STAMP,
     ChunkManifest,
@@ -73,6 +74,7 @@ def build(
         workers = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
         splits = {split: _build_split(source, split, staging, on_error, workers) for split in SPLITS}
         manifest = Manifest(
+            format=FORMAT,
             name=name or source.name,
             classes=source.classes,
             builder=f"agmm {_version()}",

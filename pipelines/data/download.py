@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,7 +62,7 @@ class Download:
     def _noted(self) -> list[int]:
         if not (self.partial.exists() and self._note.exists()):
             return []
-        # The last line may be cut: a number that is cut is another chunk's, or is written twice, and is hashed anyway.
+        # After a power cut a line may be another chunk's number: its chunk is hashed, or else the file as a whole is.
         lines = self._note.read_text().split("\n")[:-1]
         return sorted({int(line) for line in lines if line.isdecimal() and int(line) < len(self.chunks)})
 
@@ -72,17 +71,19 @@ class Download:
             return candidates
         total = len(candidates) * self.chunks.size
         with _opened(path, os.O_RDONLY) as file, Progress(total, f"checking {path.name}", unit="B") as progress:
-
-            def check(index: int) -> tuple[int, bool]:
-                start, stop = self.chunks.span(index)
-                return index, self.chunks.fits(index, os.pread(file, stop - start, start))
-
             found = []
-            with closing(_in_parallel(check, candidates)) as results:
+            with closing(_in_parallel(lambda index: (index, self._fits(file, index)), candidates)) as results:
                 for index, right in results:
                     progress.advance(self.chunks.size)
                     found += [index] if right else []
         return found
+
+    def _fits(self, file: int, index: int) -> bool:
+        start, stop = self.chunks.span(index)
+        try:
+            return self.chunks.fits(index, os.pread(file, stop - start, start))
+        except OSError:  # a bad place of the disk, which writing may well cure
+            return False
 
     def reserve(self) -> None:
         """Give the partial file its full length."""
@@ -102,7 +103,7 @@ class Download:
         if missing:
             self._check_origin()
         with _opened(self.partial, os.O_RDWR) as file, _opened(self._note, _APPEND) as note:
-            with closing(_in_parallel(partial(self._fetch_one, file, note), missing)) as results:
+            with closing(_in_parallel(lambda index: self._fetch_one(file, note, index), missing)) as results:
                 for count in results:
                     progress.advance(count)
             os.fsync(file)

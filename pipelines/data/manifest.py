@@ -72,7 +72,7 @@ class FramesManifest(_Part):
 class Manifest(_Part):
     """A whole data set."""
 
-    format: int = FORMAT
+    format: int
     name: str = Field(min_length=1)
     classes: tuple[str, ...] = Field(min_length=1)
     builder: str

@@ -59,8 +59,10 @@ def staged(uri: str, folder: str, say: Say = lambda _: None) -> Path:
     if "://" not in uri:
         return there
     if _is_whole(there):  # the driver's own node, or one that sees its cache
-        cache.hold(there)
-        return there
+        with _explained(uri, there):
+            cache.hold(there)
+        if _is_whole(there):  # nobody has removed it meanwhile
+            return there
     return stage(uri, say=say, key=there.name)
 
 
@@ -99,11 +101,11 @@ def _fill(origin: Origin, folder: Path, say: Say) -> None:
     """Bring every file of the folder to what the origin's manifest says, then write the manifest."""
     folder.mkdir(exist_ok=True)
     downloads = origin.downloads(folder)
-    damaged = {split for split, download in downloads.items() if download.path.exists()}
     for split, download in downloads.items():
         _drop_if_wrong(download, origin.manifest.splits[split].sha256, say)
+    there = {split for split, download in downloads.items() if download.path.exists()}
     missing = {split: download.missing() for split, download in downloads.items()}
-    damaged = {split for split in damaged if not downloads[split].path.exists()}
+    damaged = {split for split in there if not downloads[split].path.exists()}
     for split in sorted(damaged):
         say(f"{downloads[split].path} is damaged: fetching {len(missing[split])} of its chunks again")
     with cache.room(folder, origin.bytes, say):

@@ -172,6 +172,7 @@ def test_a_flipped_byte_costs_the_whole_file_without_chunks(store, built, uri):
     stage(uri, say=said.append)
     assert {key for key, _ in store.ranges} == {"val.beton"}
     assert "lists no chunks" in said[0]
+    assert sum("damaged" in line for line in said) == 1
     assert _same(folder, built)
 
 
