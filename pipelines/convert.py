@@ -17,9 +17,9 @@ from pipelines.config import DataConfig, ModelConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader
 from pipelines.data.manifest import beton_path, ensure_verified
+from pipelines.data.staging import data_folder
 from pipelines.data.torch_loader import TorchEngine
 from pipelines.errors import ServiceError, UserError
-from pipelines.home import data_folder
 from pipelines.network import normalise
 from pipelines.progress import Progress, Say
 from pipelines.registry import Model, ModelCard, load_model, write_model
@@ -52,7 +52,7 @@ def convert_model(
     model = load_model(uri, tracking)
     _refuse_what_has_no_rate(model)
     data = model.card.data
-    source = data_folder(data_uri or data.uri, data.dataset)
+    source = data_folder(data_uri or data.uri, data.dataset, say)
     manifest = ensure_verified(source, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
     if manifest.frames:
         raise UserError(

@@ -12,7 +12,8 @@ from pipelines import ray_driver, registry, tracking
 from pipelines.config import RunConfig, parse_config
 from pipelines.data.loaders import check_data
 from pipelines.data.manifest import Manifest, ensure_verified
-from pipelines.home import data_folder, default_store, home
+from pipelines.data.staging import data_folder
+from pipelines.home import data_address, default_store, home
 from pipelines.lifecycle import tracked
 from pipelines.network import build_network, build_optimizer
 from pipelines.progress import Say
@@ -36,7 +37,7 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
 
     """
     config = _resolve(config)
-    folder = data_folder(config.data.uri, config.data.dataset)
+    folder = data_folder(config.data.uri, config.data.dataset, say)
     manifest = ensure_verified(
         folder, expect_name=config.data.dataset, expect_classes=config.model.num_classes, say=say
     )
@@ -60,7 +61,7 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
 def _resolve(config: RunConfig) -> RunConfig:
     """The tree with its addresses filled in, absolute, so that a worker anywhere reads the same."""
     tree = config.model_dump(mode="json")
-    tree["data"]["uri"] = str(data_folder(config.data.uri, config.data.dataset))
+    tree["data"]["uri"] = data_address(config.data.uri, config.data.dataset)
     if weights := config.loss.distill.weights:
         tree["loss"]["distill"]["weights"] = str(Path(weights).expanduser().absolute())
     tree["checkpoint"]["uri"] = open_store(config.checkpoint.uri or f"{default_store()}/checkpoints").uri

@@ -18,8 +18,8 @@ from agmm.metrics.operations import OperationMeter, totals
 from pipelines.data.frames_loader import check_kind
 from pipelines.data.loaders import BatchLoader, open_loader
 from pipelines.data.manifest import ensure_verified
+from pipelines.data.staging import data_folder
 from pipelines.errors import UserError
-from pipelines.home import data_folder
 from pipelines.network import normalise
 from pipelines.progress import Progress
 from pipelines.registry import Model, load_model
@@ -51,7 +51,7 @@ def evaluate_model(
     for steps in chosen:
         _set_time_steps(model, steps)
     data = model.card.data
-    folder = data_folder(data_uri or data.uri, data.dataset)
+    folder = data_folder(data_uri or data.uri, data.dataset, say)
     manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
     frames = manifest.frames.shape if manifest.frames else None
     for steps in chosen:

@@ -16,11 +16,11 @@ def default_store() -> str:
     return os.environ.get("AGMM_STORE", str(home()))
 
 
-def data_folder(uri: str | None, dataset: str) -> Path:
-    """The folder of a built data set: `uri`, or the home's own place for it."""
-    if uri and "://" in uri:
-        raise UserError(f"data.uri must be a folder of this machine, got {uri!r}. Copy the data set there first.")
-    return Path(uri).absolute() if uri else home() / "data" / dataset
+def data_address(uri: str | None, dataset: str) -> str:
+    """Where a built data set is: `uri`, absolute if it is a folder's path, or the home's own place for it."""
+    if uri and "://" in uri and not uri.startswith(("s3://", "file://")):
+        raise UserError(f"data.uri must be a folder, s3://bucket/prefix or file:///folder, got {uri!r}.")
+    return uri if uri and "://" in uri else str(Path(uri).absolute() if uri else home() / "data" / dataset)
 
 
 def default_tracking_uri() -> str:

@@ -22,8 +22,8 @@ from agmm.loop import evaluate, means
 from pipelines.checkpoint import model_tensors
 from pipelines.data.loaders import open_loader
 from pipelines.data.manifest import ensure_verified
+from pipelines.data.staging import data_folder
 from pipelines.errors import ServiceError, UserError
-from pipelines.home import data_folder
 from pipelines.network import normalise
 from pipelines.progress import Progress, Say
 from pipelines.registry import Model, load_model
@@ -75,7 +75,7 @@ def landscape(
     _check(grid)
     model = load_model(uri, tracking)
     data = model.card.data
-    place = data_folder(data_uri or data.uri, data.dataset)
+    place = data_folder(data_uri or data.uri, data.dataset, say)
     manifest = ensure_verified(place, expect_name=data.dataset, expect_classes=model.card.model.num_classes, say=say)
     images = min(grid.images, manifest.splits["val"].count)
     settings = {

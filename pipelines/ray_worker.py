@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agmm.loop import NotFinite
 from pipelines import board, tracking
 from pipelines.config import RunConfig
+from pipelines.data.staging import staged
 from pipelines.errors import ServiceError, UserError
 from pipelines.storage import open_store
 from pipelines.worker import run
@@ -52,7 +52,8 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
         progress=tell,
         on_epoch=lambda metrics: ray.train.report(metrics),
     )
-    return run(config, world, outside, Path(job["folder"]), job["code_version"])
+    folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
+    return run(config, world, outside, folder, job["code_version"])
 
 
 def _log(client: MlflowClient, run_id: str, tell: Any, row: dict[str, float], step: int) -> None:

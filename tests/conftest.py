@@ -66,4 +66,6 @@ def own_home(tmp_path, monkeypatch):
     """Nothing of a test lands in the user's home or talks to the user's services."""
     for name in ("AGMM_STORE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("AGMM_CACHE_LIMIT", raising=False)
     monkeypatch.setenv("AGMM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AGMM_CACHE", str(tmp_path / "cache"))

@@ -82,7 +82,9 @@ class DataConfig(Section):
     """Which images, at which size, in which batches."""
 
     dataset: str = Field(description="name that the data's manifest must carry")
-    uri: str | None = Field(None, description="folder made by `agmm data build`; default <home>/data/<dataset>")
+    uri: str | None = Field(
+        None, description="built data set: a folder, or s3://bucket/prefix to stage; default <home>/data/<dataset>"
+    )
     resolution: int = Field(224, ge=1, description="pixels a side that the network sees")
     crop_ratio: float = Field(1.0, gt=0, le=1, description="share of the short side that evaluation keeps")
     batch_size: int = Field(128, ge=1, description="images in a global batch, whatever the number of workers")

@@ -19,19 +19,19 @@ from typing import Literal
 import numpy as np
 
 from pipelines.data.beton import PAGE, BetonWriter, sample_head
+from pipelines.data.chunks import CHUNK, chunk_list, hash_file
 from pipelines.data.events import BrokenEvents, Events, FrameRule, to_frames
 from pipelines.data.images import BrokenImage, Prepared, prepare, strict_decoding
 from pipelines.data.layout import FRAMES
 from pipelines.data.manifest import (
     FORMAT,
-    IMAGES_FORMAT,
     MANIFEST,
     STAMP,
+    ChunkManifest,
     FramesManifest,
     Manifest,
     SplitManifest,
     beton_path,
-    file_digest,
     write_manifest,
 )
 from pipelines.data.samples import SPLITS, Sample, Source
@@ -43,7 +43,8 @@ OnError = Literal["fail", "skip"]
 _Result = Prepared | BrokenImage | BrokenEvents
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OURS = frozenset({MANIFEST, STAMP, *(f"{split}.beton" for split in SPLITS)})
+_BETONS = [f"{split}.beton" for split in SPLITS]
+_OURS = frozenset({MANIFEST, STAMP, *_BETONS, *map(chunk_list, _BETONS)})
 # Images in flight per thread: enough to keep all busy, few enough to stay small in memory.
 _AHEAD = 8
 
@@ -73,7 +74,7 @@ def build(
         workers = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
         splits = {split: _build_split(source, split, staging, on_error, workers) for split in SPLITS}
         manifest = Manifest(
-            format=FORMAT if source.frames else IMAGES_FORMAT,
+            format=FORMAT,
             name=name or source.name,
             classes=source.classes,
             builder=f"agmm {_version()}",
@@ -104,7 +105,9 @@ def _version() -> str:
 def _target(out: str | Path, overwrite: bool) -> Path:
     address = str(out).removeprefix("file://")
     if "://" in address:
-        raise UserError(f"--out {out} is not a folder. Build into a folder of this machine; copy it from there.")
+        raise UserError(
+            f"--out {out} is not a folder. Build into a folder of this machine, and `agmm data push` it from there."
+        )
     try:
         target = Path(address).expanduser().resolve()
         exists = target.exists()
@@ -245,16 +248,19 @@ def _check_classes(source: Source, split: str, tally: _Tally) -> None:
 
 def _describe(path: Path, tally: _Tally, skipped: dict[str, str]) -> SplitManifest:
     sizes = np.array(tally.sizes)
+    sha256, digests = hash_file(path)
+    path.with_name(chunk_list(path.name)).write_bytes(digests)
     return SplitManifest(
         count=len(sizes),
         count_by_class=tuple(tally.labels[label] for label in range(tally.classes)),
-        sha256=file_digest(path),
+        sha256=sha256,
         bytes=path.stat().st_size,
         content_digest=tally.digest.hexdigest(),
         smallest=(int(sizes[:, 0].min()), int(sizes[:, 1].min())),
         largest=(int(sizes[:, 0].max()), int(sizes[:, 1].max())),
         converted=dict(sorted(tally.converted.items())),
         skipped=skipped,
+        chunks=ChunkManifest(size=CHUNK, sha256=hashlib.sha256(digests).hexdigest()),
     )
 
 

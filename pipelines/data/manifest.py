@@ -16,13 +16,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.data.beton import BetonReader
+from pipelines.data.chunks import Chunks, chunk_list
 from pipelines.data.events import SplitBy
 from pipelines.data.samples import SPLITS
+from pipelines.data.seal import is_sealed, sealed
 from pipelines.errors import UserError
 from pipelines.progress import Progress, Say
 
-# Image data sets stay in the first format, which older versions read too; the second has event frames.
-IMAGES_FORMAT, FORMAT = 1, 2
+# 1: images. 2: event frames. 3: a checksum of the manifest itself, and chunks. All are read, the last is written.
+FORMAT, _FIRST_WITH_CHECKSUM = 3, 3
 MANIFEST = "manifest.json"
 STAMP = ".verified.json"
 
@@ -33,6 +35,13 @@ _AGAIN = "Copy it again whole, or build it again with `agmm data build`."
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChunkManifest(_Part):
+    """The chunks of one `.beton` file, whose digests are listed in a file beside it."""
+
+    size: int = Field(ge=1, description="bytes of a chunk; the last may have fewer")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the list of the chunks' digests")
 
 
 class SplitManifest(_Part):
@@ -49,6 +58,7 @@ class SplitManifest(_Part):
     largest: tuple[int, int] = Field(description="greatest height and greatest width")
     converted: dict[str, int] = Field(description="images that were not RGB, by the mode they came in")
     skipped: dict[str, str] = Field(description="images left out, with the reason")
+    chunks: ChunkManifest | None = Field(None, description="absent before format 3")
 
 
 class FramesManifest(_Part):
@@ -62,7 +72,7 @@ class FramesManifest(_Part):
 class Manifest(_Part):
     """A whole data set."""
 
-    format: int = IMAGES_FORMAT
+    format: int
     name: str = Field(min_length=1)
     classes: tuple[str, ...] = Field(min_length=1)
     builder: str
@@ -89,7 +99,7 @@ def load_manifest(folder: str | Path, *, expect_name: str | None = None, expect_
     another data set than `expect_name` or has another number of classes than `expect_classes`.
     """
     path = Path(folder) / MANIFEST
-    manifest = _parse(path, _tree(path))
+    manifest = parse_manifest(_content(path), str(path))
     if expect_name is not None and manifest.name != expect_name:
         raise UserError(
             f"{folder} holds data set {manifest.name!r}, not {expect_name!r}. Set data.uri to the folder of "
@@ -103,36 +113,47 @@ def load_manifest(folder: str | Path, *, expect_name: str | None = None, expect_
     return manifest
 
 
-def _tree(path: Path) -> Any:
+def _content(path: Path) -> bytes:
     if not path.parent.is_dir():
         raise UserError(f"No data set at {path.parent}. Build it with `agmm data build SOURCE --out {path.parent}`.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {MANIFEST}: not a data set, or its build did not finish.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}. {_AGAIN}") from error
 
 
-def _parse(path: Path, tree: Any) -> Manifest:
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """The manifest in a file's content. Raises UserError, which names `where`, for damage or a newer format."""
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}. {_AGAIN}") from error
     came = tree.get("format") if isinstance(tree, dict) else None
     if isinstance(came, int) and came > FORMAT:
-        raise UserError(f"{path} has format {came}; this version reads up to {FORMAT}. Update agmm.")
+        raise UserError(f"{where} has format {came}; this version reads up to {FORMAT}. Update agmm.")
+    if isinstance(came, int) and came >= _FIRST_WITH_CHECKSUM and not is_sealed(content, tree.pop("checksum", None)):
+        raise UserError(f"{where} is damaged, or was edited: its checksum is not that of its content. {_AGAIN}")
+    return _validated(tree, where)
+
+
+def _validated(tree: Any, where: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path} is no manifest: {where}: {first['msg']}. {_AGAIN}") from error
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{where} is no manifest: {place}: {first['msg']}. {_AGAIN}") from error
     if set(manifest.splits) != set(SPLITS):
-        raise UserError(f"{path} lists splits {', '.join(manifest.splits)}, not {', '.join(SPLITS)}. {_AGAIN}")
+        raise UserError(f"{where} lists splits {', '.join(manifest.splits)}, not {', '.join(SPLITS)}. {_AGAIN}")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` and wait until it is on disk."""
-    with (folder / MANIFEST).open("w", encoding="utf-8") as out:
-        out.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False) + "\n")
+    with (folder / MANIFEST).open("wb") as out:
+        out.write(sealed(manifest.model_dump(mode="json", exclude_none=True)))
         out.flush()
         os.fsync(out.fileno())
 
@@ -161,6 +182,8 @@ def verify(folder: str | Path, say: Say = lambda _: None) -> Manifest:
     for split in SPLITS:
         path, entry = beton_path(folder, split), manifest.splits[split]
         _check_file(path, entry)
+        if entry.chunks is not None:
+            _check_chunks(folder, split, entry)
         reader = BetonReader(path)
         counts = np.bincount(reader.labels, minlength=len(manifest.classes)).tolist()
         if len(reader) != entry.count or counts != list(entry.count_by_class):
@@ -169,6 +192,24 @@ def verify(folder: str | Path, say: Say = lambda _: None) -> Manifest:
             raise UserError(f"{path} holds other bytes than {MANIFEST} says. {_AGAIN}")
         say(f"{path}: {entry.count} samples, whole")
     return manifest
+
+
+def chunks_from(entry: SplitManifest, digests: bytes) -> Chunks | None:
+    """A file's chunks, by the content of the list of their digests; None where it is not the manifest's."""
+    assert entry.chunks is not None, "a list belongs to a manifest that names one"
+    chunks = Chunks(entry.bytes, entry.chunks.size, digests)
+    whole = hashlib.sha256(digests).hexdigest() == entry.chunks.sha256 and chunks.complete
+    return chunks if whole else None
+
+
+def _check_chunks(folder: str | Path, split: str, entry: SplitManifest) -> None:
+    path = Path(folder) / chunk_list(f"{split}.beton")
+    try:
+        whole = chunks_from(entry, path.read_bytes()) is not None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}. {_AGAIN}") from error
+    if not whole:
+        raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's. {_AGAIN}")
 
 
 def _check_size(path: Path, entry: SplitManifest) -> os.stat_result:
@@ -200,21 +241,28 @@ def ensure_verified(
     are enough. Where the stamp cannot be written, each call hashes. Raises UserError like `load_manifest` and `verify`.
     """
     manifest = load_manifest(folder, expect_name=expect_name, expect_classes=expect_classes)
-    state = {split: _state(beton_path(folder, split), manifest.splits[split]) for split in SPLITS}
-    if _read_stamp(Path(folder)) == state:
+    if is_stamped(folder, manifest):
         return manifest
     say(f"checking {folder}, once")
     for split in SPLITS:
         _check_file(beton_path(folder, split), manifest.splits[split])
     # A read-only folder is hashed each time: slow, never wrong.
     with suppress(OSError):
-        _write_stamp(Path(folder), state)
+        write_stamp(folder, manifest)
     return manifest
 
 
-def _state(path: Path, entry: SplitManifest) -> dict[str, Any]:
-    seen = _check_size(path, entry)
-    return {"sha256": entry.sha256, "bytes": seen.st_size, "mtime_ns": seen.st_mtime_ns}
+def is_stamped(folder: str | Path, manifest: Manifest) -> bool:
+    """Whether the files have the length and time of change at which they were right. Raises UserError for a length."""
+    return _read_stamp(Path(folder)) == _state(folder, manifest)
+
+
+def _state(folder: str | Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    seen = {split: _check_size(beton_path(folder, split), entry) for split, entry in manifest.splits.items()}
+    return {
+        split: {"sha256": manifest.splits[split].sha256, "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+        for split, state in seen.items()
+    }
 
 
 def _read_stamp(folder: Path) -> Any:
@@ -224,11 +272,12 @@ def _read_stamp(folder: Path) -> Any:
         return None
 
 
-def _write_stamp(folder: Path, state: dict[str, dict[str, Any]]) -> None:
+def write_stamp(folder: str | Path, manifest: Manifest) -> None:
+    """Note that the files are right as they are now. Raises OSError where the folder cannot be written."""
     # Written aside and renamed: the workers of one machine may all be the first.
-    temporary = folder / f"{STAMP}.{os.getpid()}"
+    temporary = Path(folder) / f"{STAMP}.{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(folder / STAMP)
+        temporary.write_text(json.dumps(_state(folder, manifest)), encoding="utf-8")
+        temporary.replace(Path(folder) / STAMP)
     finally:
         temporary.unlink(missing_ok=True)

@@ -51,7 +51,7 @@ def _runs(tmp_path):
         ("optim.optimizer=bop model.method=q_snn", "Set model.method to agmm, vanilla"),
         ("loss.distill.teacher=resnet18", "either pretrained=true or the path"),
         ("loss.distill.teacher=resnet18 loss.distill.weights=no.safetensors", "Cannot load teacher resnet18"),
-        ("data.uri=s3://bucket/data", "must be a folder"),
+        ("data.uri=ftp://host/data", "must be a folder, s3://bucket/prefix"),
         ("tracking.uri=foo://x", "Allowed: http"),
         ("tracking.uri=http://someone:planted@127.0.0.1:1", "MLFLOW_TRACKING_PASSWORD"),
         ("checkpoint.uri=s3://", "names no bucket"),

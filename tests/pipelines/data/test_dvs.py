@@ -151,7 +151,7 @@ def test_gesture_becomes_frames(gesture: Path, tmp_path: Path) -> None:
     assert {split: entry.count for split, entry in manifest.splits.items()} == {"train": 22, "val": 11}
     assert manifest == load_manifest(tmp_path / "out") == verify(tmp_path / "out")
     assert manifest.frames is not None
-    assert (manifest.format, manifest.frames.shape, manifest.frames.by) == (2, (16, 2, 48, 48), "count")
+    assert (manifest.frames.shape, manifest.frames.by) == ((16, 2, 48, 48), "count")
     reader = BetonReader(tmp_path / "out/train.beton")
     assert reader.labels.tolist() == [*range(11), *range(11)]
     first = reader.stored(1).reshape(16, 2, 48, 48)

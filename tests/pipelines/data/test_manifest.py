@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.data import manifest as module
 from pipelines.data.manifest import MANIFEST, STAMP, ensure_verified, load_manifest, verify
+from pipelines.data.seal import sealed
 from pipelines.errors import UserError
 
 
@@ -17,8 +18,10 @@ def folder(square: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: object) -> None:
+    """As a builder would have written it, with a checksum that fits."""
     tree = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(tree | changes))
+    del tree["checksum"]
+    (folder / MANIFEST).write_bytes(sealed(tree | changes))
 
 
 def flip_a_byte(path: Path, offset: int = -100) -> None:
@@ -36,11 +39,41 @@ def test_a_whole_data_set(folder: Path) -> None:
     assert ensure_verified(folder, expect_name="square", expect_classes=3) == manifest
 
 
-def test_manifests_of_images_are_those_of_the_first_format(folder: Path) -> None:
-    """What older versions wrote and read: events brought a second format, for themselves."""
+@pytest.mark.parametrize("older", [1, 2])
+def test_manifests_of_older_formats_are_read(folder: Path, older: int) -> None:
+    """They have neither a checksum nor chunks."""
     tree = json.loads((folder / MANIFEST).read_text())
-    assert tree["format"] == 1
-    assert "frames" not in tree
+    del tree["checksum"]
+    for split in tree["splits"].values():
+        del split["chunks"]
+    (folder / MANIFEST).write_text(json.dumps(tree | {"format": older}))
+    for split in ("train", "val"):
+        (folder / f"{split}.beton.chunks").unlink()
+    assert verify(folder).format == older
+    assert ensure_verified(folder).splits["train"].chunks is None
+
+
+def test_an_edited_manifest_is_refused(folder: Path) -> None:
+    """Even where it means the same: a new line at its end, or a digit that nothing else checks."""
+    path = folder / MANIFEST
+    content = path.read_bytes()
+    for changed in (
+        content + b"\n",
+        content.replace(b"agmm 0", b"agmm 7"),
+        content.replace(b'"format": 3', b'"format": 2'),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"manifest\.json (is damaged, or was edited|is no manifest: checksum)"):
+            load_manifest(folder)
+
+
+def test_a_list_of_chunks_is_checked(folder: Path) -> None:
+    flip_a_byte(folder / "val.beton.chunks", 3)
+    with pytest.raises(UserError, match=r"val\.beton\.chunks is damaged"):
+        verify(folder)
+    (folder / "val.beton.chunks").unlink()
+    with pytest.raises(UserError, match=r"Cannot read .*val\.beton\.chunks"):
+        verify(folder)
 
 
 def test_another_data_set(folder: Path) -> None:
@@ -53,7 +86,7 @@ def test_another_data_set(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 3}, "format 3; this version reads up to 2. Update"),
+        ({"format": 4}, "format 4; this version reads up to 3. Update"),
         ({"splits": {}}, "lists splits"),
         ({"classes": []}, "is no manifest: classes"),
         ({"extra": 1}, "is no manifest: extra"),
@@ -120,7 +153,7 @@ def test_a_folder_that_takes_no_stamp_is_hashed_each_time(folder: Path, monkeypa
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(module, "_write_stamp", refuse)
+    monkeypatch.setattr(module, "write_stamp", refuse)
     assert ensure_verified(folder).name == "square"
     flip_a_byte(folder / "train.beton")
     with pytest.raises(UserError, match="damaged"):
