@@ -1,20 +1,26 @@
 """One training step and one evaluation: pure torch, no service. Axes: T time steps, B batch, K classes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from agmm.finite import BufferCopy, all_finite, blame_gradients, blame_loss
 from agmm.losses import Criterion, mean_step_cross_entropy
 
 _CROSS_ENTROPY = Criterion()
 
 
 class NotFinite(ArithmeticError):
-    """The loss is NaN or infinite. Raised before the weights are touched."""
+    """The loss or a gradient is NaN or infinite. Raised before the weights are touched."""
+
+
+def _unheard(_: str) -> None:
+    """Nobody asks for the phases."""
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -31,6 +37,7 @@ def train_step(
     precision: str = "fp32",
     criterion: Criterion = _CROSS_ENTROPY,
     loss_weight: float = 1.0,
+    on_phase: Callable[[str], None] = _unheard,
 ) -> dict[str, float]:
     """Forward, backward, update.
 
@@ -40,22 +47,35 @@ def train_step(
         criterion: the loss.
         loss_weight: multiplies the loss for the gradient only; ranks with unequal slices of a global batch weigh
             theirs by `len(slice) * world / len(batch)`, so that averaged gradients are those of the whole batch.
+        on_phase: called with `forward`, `backward` and `update` as each begins. Under DDP `backward` waits for the
+            other ranks, and only it does: the look at the gradients ends it.
 
     Returns:
         `loss` (mean over the batch) and `correct` (images whose mean logits are right: name the largest share's class).
 
     Raises:
-        NotFinite: before the update, when the loss is NaN or infinite.
+        NotFinite: before the update, when the loss or a gradient is NaN or infinite; it says where it was first.
+            Weights, buffers and the optimiser's state are as before the call.
 
     """
+    network = model.module if isinstance(model, DistributedDataParallel) else model
     optimizer.zero_grad(set_to_none=True)
+    before = BufferCopy(network)
+    on_phase("forward")
     with precision_context(images.device, precision):
         logits_TBK = model(images)
     loss = criterion(logits_TBK, target, images)
     value = loss.item()
     if not math.isfinite(value):
-        raise NotFinite(f"the loss is {value}")
+        where = blame_loss(network, images, precision_context(images.device, precision))
+        before.restore()
+        raise NotFinite(f"the loss is {value}: {where}")
+    on_phase("backward")
     (loss * loss_weight).backward()
+    if not all_finite(p.grad for p in network.parameters() if p.grad is not None):
+        before.restore()
+        raise NotFinite(f"the gradients are not finite: {blame_gradients(network)}")
+    on_phase("update")
     optimizer.step()
     classes_B = target if target.ndim == 1 else target.argmax(dim=1)
     return {"loss": value, "correct": float(_correct(logits_TBK, classes_B, 1))}
