@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,17 @@ _CROSS_ENTROPY = Criterion()
 
 
 class NotFinite(ArithmeticError):
-    """The loss or a gradient is NaN or infinite. Raised before the weights are touched."""
+    """The loss or a gradient is NaN or infinite. Raised before the weights are touched.
+
+    Args:
+        everywhere: whether all ranks raise it, as they do of gradients that DDP has averaged.
+        own: whether it comes from this rank's images.
+
+    """
+
+    def __init__(self, text: str, *, everywhere: bool = False, own: bool = True) -> None:
+        super().__init__(text)
+        self.everywhere, self.own = everywhere, own
 
 
 def _unheard(_: str) -> None:
@@ -58,27 +69,71 @@ def train_step(
             Weights, buffers and the optimiser's state are as before the call.
 
     """
-    network = model.module if isinstance(model, DistributedDataParallel) else model
+    batch = _Batch(images, target, precision, criterion, loss_weight)
     optimizer.zero_grad(set_to_none=True)
-    before = BufferCopy(network)
+    before = BufferCopy(model)
+    try:
+        return _update(model, optimizer, batch, on_phase)
+    except NotFinite:
+        before.restore()
+        raise
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch, and how its loss is taken."""
+
+    images: Tensor
+    target: Tensor
+    precision: str
+    criterion: Criterion
+    weight: float
+
+    @property
+    def context(self) -> AbstractContextManager[object]:
+        return precision_context(self.images.device, self.precision)
+
+    def loss(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """The loss and the logits `[T, B, K]`."""
+        with self.context:
+            logits_TBK = model(self.images)
+        return self.criterion(logits_TBK, self.target, self.images), logits_TBK
+
+
+def _update(model: nn.Module, optimizer: Optimizer, batch: _Batch, on_phase: Callable[[str], None]) -> dict[str, float]:
     on_phase("forward")
-    with precision_context(images.device, precision):
-        logits_TBK = model(images)
-    loss = criterion(logits_TBK, target, images)
+    loss, logits_TBK = batch.loss(model)
     value = loss.item()
     if not math.isfinite(value):
-        where = blame_loss(network, images, precision_context(images.device, precision))
-        before.restore()
-        raise NotFinite(f"the loss is {value}: {where}")
+        raise NotFinite(f"the loss is {value}: {blame_loss(_unwrapped(model), batch.images, batch.context)}")
     on_phase("backward")
-    (loss * loss_weight).backward()
-    if not all_finite(p.grad for p in network.parameters() if p.grad is not None):
-        before.restore()
-        raise NotFinite(f"the gradients are not finite: {blame_gradients(network)}")
+    (loss * batch.weight).backward()
+    if not all_finite(p.grad for p in model.parameters() if p.grad is not None):
+        raise _bad_gradients(model, batch)
     on_phase("update")
     optimizer.step()
-    classes_B = target if target.ndim == 1 else target.argmax(dim=1)
+    classes_B = batch.target if batch.target.ndim == 1 else batch.target.argmax(dim=1)
     return {"loss": value, "correct": float(_correct(logits_TBK, classes_B, 1))}
+
+
+def _bad_gradients(model: nn.Module, batch: _Batch) -> NotFinite:
+    """DDP has averaged the gradients, so that all ranks see one rank's NaN: each looks whether it gave it."""
+    network = _unwrapped(model)
+    text = f"the gradients are not finite: {blame_gradients(network)}"
+    if network is model:
+        return NotFinite(text)
+    loss, _ = batch.loss(network)
+    # unlike `backward`, this does not start DDP's collectives
+    own = torch.autograd.grad(loss * batch.weight, _trained(network), allow_unused=True)
+    return NotFinite(text, everywhere=True, own=not all_finite(g for g in own if g is not None))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]
 
 
 @torch.inference_mode()

@@ -183,10 +183,18 @@ def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str,
             on_phase=plan.outside.pulse.phase,
         )
     except NotFinite as error:
-        where = f"at step {state.position.step + 1} on rank {plan.world.rank}"
+        where = f"at step {state.position.step + 1} on {_ranks_to_blame(plan.world, error)}"
         raise NotFinite(
             f"{error}, {where}; the weights were not changed. Lower optim.lr, or look at the data."
         ) from error
+
+
+def _ranks_to_blame(world: World, error: NotFinite) -> str:
+    ranks = [world.rank]
+    if error.everywhere:  # so all ranks are here
+        own = world.sum([float(error.own and rank == world.rank) for rank in range(world.size)])
+        ranks = [rank for rank, its in enumerate(own) if its]
+    return f"rank {', '.join(map(str, ranks))}" if ranks else "no rank alone: their sum overflows"
 
 
 def _ends_epoch(plan: Plan, position: Position) -> bool:
