@@ -80,8 +80,8 @@ class Pulse:
         try:
             yield
         finally:
-            ended.set()
             self.phase("end")
+            ended.set()
             # a driver that does not answer must not keep a worker from ending
             thread.join(timeout=EVERY_S)
 
@@ -89,4 +89,4 @@ class Pulse:
         send({"pulse": self.item()})
         while not ended.wait(every):
             send({"pulse": self.item()})
-        send({"pulse": self.item() | {"phase": "end"}})
+        send({"pulse": self.item()})

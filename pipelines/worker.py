@@ -119,6 +119,7 @@ def _start(plan: Plan) -> State:
             plan.outside.say(f"resumed at step {found.position.step} of {plan.total}")
     if config.run.compile:
         network.compile()
+    plan.outside.pulse.phase("gather")
     state.model = _distribute(network, world, config.run.deterministic)
     return state
 

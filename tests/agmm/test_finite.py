@@ -9,6 +9,7 @@ import torch
 from agmm.finite import all_finite
 from agmm.loop import NotFinite, train_step
 from agmm.losses import Criterion
+from agmm.metrics.gradients import GradientMeter
 from agmm.models import create_model
 from agmm.optim import make_optimizer
 
@@ -71,6 +72,15 @@ def test_the_first_layer_whose_output_is_not_finite_is_named(trained):
     with torch.no_grad():
         model.stem[0].weight.fill_(3e38)
     assert "first in layer stem.0 (output)" in _refused(model, optimizer)
+
+
+def test_a_layer_is_named_while_gradients_are_measured(trained):
+    """The meter's hooks see the second forward pass too, which has no gradients."""
+    model, optimizer = trained
+    with torch.no_grad():
+        model.stem[0].weight.fill_(3e38)
+    with GradientMeter(model, 2).measuring():
+        assert "first in layer stem.0 (output)" in _refused(model, optimizer)
 
 
 def test_a_huge_rate_is_refused_a_step_later(trained):

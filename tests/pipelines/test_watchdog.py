@@ -38,6 +38,7 @@ def _judged(*beats):
         ([_beat(0, since=99, done=0), _beat(1, "forward", 99, done=0)], [("hung", 1)]),
         ([_beat(0, "start", 500, done=0), _beat(1, "start", 500, done=0)], []),
         ([_beat(0, "forward", 500, done=0), _beat(1, "forward", 500, done=0)], []),
+        ([_beat(0, "gather", 99, step=0, done=0), _beat(1, "start", 99, step=0, done=0)], [("hung", 1)]),
         # silent: stopped or lost
         ([_beat(0), _beat(1, age=31)], [("hung", 1)]),
         ([_beat(0), _beat(1, age=29)], []),
