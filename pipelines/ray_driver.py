@@ -8,17 +8,19 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agmm.loop import NotFinite
-from pipelines import board
+from pipelines import board, tracking
 from pipelines.config import RunConfig
 from pipelines.errors import ServiceError, UserError
 from pipelines.home import default_store, home
 from pipelines.progress import Say
 from pipelines.version import code_version
+from pipelines.watchdog import Watchdog
 
 
 def check_address() -> None:
@@ -45,12 +47,30 @@ def fit(config: RunConfig, run_id: str, folder: Path, steps: int, say: Say) -> d
     """
     watched = board.Board()
     try:
-        with _ray(config, say), board.shown(watched, steps):
+        with _ray(config, say), board.shown(watched, steps), _watchdog(watched, config, run_id):
             return _fit(config, run_id, folder, watched)
     except (KeyboardInterrupt, SystemExit) as ended:  # Ray answers both signals by SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
             raise ServiceError(f"Training failed. {watched.failure}") from None
         raise KeyboardInterrupt from ended
+
+
+def _watchdog(watched: board.Board, config: RunConfig, run_id: str) -> AbstractContextManager[None]:
+    def say(line: str) -> None:
+        board.send(watched.queue, {"say": line})  # a progress bar may be there, so the board draws it
+
+    dog = Watchdog(say, partial(_tag, str(config.tracking.uri), run_id, say))
+    watched.listeners["pulse"] = dog.take
+    return dog.watching()
+
+
+def _tag(uri: str, run_id: str, say: Say, key: str, value: str) -> None:
+    """Set a tag of the run; a tracking server that fails costs the tag, not the run."""
+    try:
+        with tracking.explained(uri):
+            tracking.connect(uri).set_tag(run_id, key, value[:5000])
+    except ServiceError as error:
+        say(f"MLflow did not take the tag {key}: {error}"[:500])
 
 
 def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board) -> dict[str, float]:

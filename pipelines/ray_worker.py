@@ -11,6 +11,7 @@ from pipelines import board, tracking
 from pipelines.config import RunConfig
 from pipelines.data.staging import staged
 from pipelines.errors import ServiceError, UserError
+from pipelines.pulse import Pulse
 from pipelines.storage import open_store
 from pipelines.worker import run
 from pipelines.world import Outside, World
@@ -51,9 +52,11 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
         log=partial(_log, client, job["run_id"], tell),
         progress=tell,
         on_epoch=lambda metrics: ray.train.report(metrics),
+        pulse=Pulse(world.rank),
     )
-    folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
-    return run(config, world, outside, folder, job["code_version"])
+    with outside.pulse.beating(tell):
+        folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
+        return run(config, world, outside, folder, job["code_version"])
 
 
 def _log(client: MlflowClient, run_id: str, tell: Any, row: dict[str, float], step: int) -> None:

@@ -24,6 +24,7 @@ from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader, open_loader
+from pipelines.faults import fault_point
 from pipelines.measure import Measures
 from pipelines.network import build_network, build_optimizer, normalise
 from pipelines.teacher import build_criterion
@@ -118,6 +119,7 @@ def _start(plan: Plan) -> State:
             plan.outside.say(f"resumed at step {found.position.step} of {plan.total}")
     if config.run.compile:
         network.compile()
+    plan.outside.pulse.phase("gather")
     state.model = _distribute(network, world, config.run.deterministic)
     return state
 
@@ -134,15 +136,23 @@ def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Mod
     if world.size == 1:
         return network
     devices = [world.device] if world.device.type == "cuda" else None
-    # Without this DDP sums in another order after its first step, and a resumed run would differ in the last bit.
-    return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=deterministic)
+    return DistributedDataParallel(
+        network,
+        device_ids=devices,
+        broadcast_buffers=False,  # of running statistics only rank 0's count, and a forward pass waits for no rank
+        # Without this DDP sums in another order after its first step, and a resumed run would differ in the last bit.
+        find_unused_parameters=deterministic,
+    )
 
 
 def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
     """Steps from the state's position to the end of the epoch, or of the run."""
     state.model.train()
     state.window.restart()
+    mark = plan.outside.pulse.phase
+    mark("load", state.position.step + 1)
     for images, labels in plan.train.epoch(state.position.epoch, start_step=state.position.offset):
+        fault_point(f"data.batch.rank{plan.world.rank}")
         with state.measures.step(ends_epoch=_ends_epoch(plan, state.position)):
             result = _step(plan, state, images, labels)
         state.window.add(result, len(labels))
@@ -157,6 +167,7 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
             state.window.pause()
             _commit(plan, state, code_version)
             state.window.restart()
+        mark("load", done + 1)
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -170,12 +181,21 @@ def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str,
             precision=plan.config.run.precision,
             criterion=state.criterion,
             loss_weight=len(labels) * plan.world.size / plan.config.data.batch_size,
+            on_phase=plan.outside.pulse.phase,
         )
     except NotFinite as error:
-        where = f"at step {state.position.step + 1} on rank {plan.world.rank}"
+        where = f"at step {state.position.step + 1} on {_ranks_to_blame(plan.world, error)}"
         raise NotFinite(
-            f"{error} {where}; the weights were not changed. Lower optim.lr, or look at the data."
+            f"{error}, {where}; the weights were not changed. Lower optim.lr, or look at the data."
         ) from error
+
+
+def _ranks_to_blame(world: World, error: NotFinite) -> str:
+    ranks = [world.rank]
+    if error.everywhere:  # so all ranks are here
+        own = world.sum([float(error.own and rank == world.rank) for rank in range(world.size)])
+        ranks = [rank for rank, its in enumerate(own) if its]
+    return f"rank {', '.join(map(str, ranks))}" if ranks else "no rank alone: their sum overflows"
 
 
 def _ends_epoch(plan: Plan, position: Position) -> bool:
@@ -208,7 +228,9 @@ def _report(plan: Plan, state: State) -> None:
     """Log and show the window, and open the next one."""
     window, state.window = state.window, Window()
     window.pause()
+    plan.outside.pulse.phase("gather")
     loss, correct, images = plan.world.sum([window.loss, window.correct, window.images])
+    plan.outside.pulse.phase("report")
     state.windows += 1
     if state.windows > 1 or state.position.step == plan.total:
         state.seconds, state.images = state.seconds + window.seconds, state.images + images
@@ -232,7 +254,7 @@ def _finish_epoch(plan: Plan, state: State) -> None:
     """Validate on all images, measure flips, and step into the next epoch."""
     state.window.pause()
     started = time.perf_counter()
-    result = _validate(plan, state)
+    result = _validate(plan, state)  # leaves the pulse in `gather`
     state.val_seconds = time.perf_counter() - started
     now = signs(state.network)
     flips, state.signs = flip_ratio(state.signs, now), now
@@ -252,11 +274,15 @@ def _finish_epoch(plan: Plan, state: State) -> None:
 
 
 def _validate(plan: Plan, state: State) -> dict[str, float]:
+    mark = plan.outside.pulse.phase
+    mark("gather")
     if plan.world.size > 1:  # rank 0's running statistics count, as they do in the checkpoint
         for buffer in state.network.buffers():
             dist.broadcast(buffer, 0)
+    mark("validate")
     with state.measures.validation():
         sums = evaluate(state.network, _batches(plan, plan.val.epoch(0)), precision=plan.config.run.precision)
+    mark("gather")
     total = dict(zip(sums, plan.world.sum(list(sums.values())), strict=True))
     assert total["count"] == plan.val.samples, f"validated {total['count']} of {plan.val.samples} images"
     return means(total)
@@ -267,6 +293,7 @@ def _batches(plan: Plan, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple
     said, steps = time.perf_counter(), plan.val.steps
     for step, (images, labels) in enumerate(raw):
         yield normalise(images, plan.config.data, plan.world.device), labels.to(plan.world.device)
+        plan.outside.pulse.phase("validate")  # anew: it goes on
         if plan.is_main and time.perf_counter() - said > _SAY_EVERY_S:
             said = time.perf_counter()
             plan.outside.say(f"validating: batch {step + 1} of {steps}")
@@ -275,6 +302,7 @@ def _batches(plan: Plan, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple
 def _commit(plan: Plan, state: State, code_version: str) -> None:
     if not plan.is_main:
         return
+    plan.outside.pulse.phase("commit")
     snapshot = Checkpoint(
         position=state.position,
         model=checkpoints.model_tensors(state.network),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from pipelines.pulse import Pulse
 from pipelines.storage import Store
 
 
@@ -37,6 +38,7 @@ class Outside:
     log: Callable[[dict[str, float], int], None]
     progress: Callable[[dict[str, Any]], None]
     on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
+    pulse: Pulse = field(default_factory=Pulse)  # marked by every rank
 
     def say(self, line: str) -> None:
         """Show a line to whoever watches the run."""

@@ -36,7 +36,8 @@ class GradientMeter:
         return hooked(self._layers, self._watch)
 
     def _watch(self, number: int, _layer: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        output.register_hook(lambda gradient: self._add(number, gradient))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self._add(number, gradient))
 
     def _add(self, number: int, gradient: Tensor) -> None:
         gradient_TBCHW = gradient.detach().double().unflatten(0, (self._steps, -1))

@@ -223,7 +223,7 @@ def test_max_steps_ends_the_run_and_its_schedule(tiny_tree, tmp_path):
 
 def test_a_nan_loss_stops_before_the_update(tiny_tree, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.worker.normalise", lambda images, *_: images.float() * float("nan"))
-    with pytest.raises(NotFinite, match="nan at step 1 on rank 0"):
+    with pytest.raises(NotFinite, match="nan: the input images are not finite, at step 1 on rank 0"):
         _run(_changed(tiny_tree), tmp_path / "a")
     assert checkpoints.committed(open_store(str(tmp_path / "a"))) == []
 

@@ -1,0 +1,92 @@
+"""What a rank is doing, told to the driver every few seconds by a thread of its own; `watchdog` judges it.
+
+The loop marks its phases; the thread tells them as `{"pulse": {...}}` also while the loop waits or hangs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+EVERY_S = 5.0
+WAITS = ("backward", "gather")  # for other ranks; all other phases are a rank's own work
+_BUSY = ("load", "forward")
+
+
+class Pulse:
+    """The phase of a rank, since when it is in it, and how long its own part of a step takes.
+
+    Phases: `start`, then for each step `load`, `forward`, `backward` (which waits for the other ranks' gradients) and
+    `update`; `report`, `validate`, `commit`; and `gather`, whatever else waits for the other ranks.
+
+    """
+
+    def __init__(self, rank: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._rank, self._clock, self._lock = rank, clock, threading.Lock()
+        self._phase, self._since, self._step = "start", clock(), 0
+        self._done = self._steps = 0  # by this process, and since the last item
+        self._busy = self._spent = 0.0  # seconds: of the steps since the last item, and of the one under way
+
+    def phase(self, name: str, step: int | None = None) -> None:
+        """The rank begins a phase, of optimiser step `step` (from 1) or the same as before.
+
+        A phase that is marked anew has made progress: its time starts again at zero.
+        """
+        with self._lock:
+            now = self._clock()
+            if self._phase in _BUSY:
+                self._spent += now - self._since
+            elif self._phase == "update":
+                self._end_step()
+            self._phase, self._since = name, now
+            self._step = self._step if step is None else step
+
+    def _end_step(self) -> None:
+        if self._done:  # the first step holds compilation
+            self._steps, self._busy = self._steps + 1, self._busy + self._spent
+        self._done, self._spent = self._done + 1, 0.0
+
+    def item(self) -> dict[str, Any]:
+        """What the rank tells: `since` is the seconds in the phase, `busy` the mean of its own seconds in a step.
+
+        `busy` is over the `steps` since the last item; `done` counts all steps of the process.
+        """
+        with self._lock:
+            steps, busy = self._steps, self._busy
+            self._steps, self._busy = 0, 0.0
+            return {
+                "rank": self._rank,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "step": self._step,
+                "phase": self._phase,
+                "since": self._clock() - self._since,
+                "busy": busy / steps if steps else 0.0,
+                "steps": steps,
+                "done": self._done,
+            }
+
+    @contextmanager
+    def beating(self, send: Callable[[Mapping[str, Any]], None], every: float = EVERY_S) -> Iterator[None]:
+        """Tell the phase now and every `every` seconds while the context lasts, and then that the rank has ended."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(send, every, ended), daemon=True, name="pulse")
+        thread.start()
+        try:
+            yield
+        finally:
+            self.phase("end")
+            ended.set()
+            # a driver that does not answer must not keep a worker from ending
+            thread.join(timeout=EVERY_S)
+
+    def _beat(self, send: Callable[[Mapping[str, Any]], None], every: float, ended: threading.Event) -> None:
+        send({"pulse": self.item()})
+        while not ended.wait(every):
+            send({"pulse": self.item()})
+        send({"pulse": self.item()})
