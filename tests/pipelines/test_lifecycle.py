@@ -32,13 +32,16 @@ def _state(client, run_id):
 
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(KeyboardInterrupt(), ("KILLED", "interrupted")), (RuntimeError("broken"), ("FAILED", "RuntimeError: broken"))],
+    [
+        (KeyboardInterrupt(), ("KILLED", "SIGINT (Ctrl-C)")),
+        (RuntimeError("broken"), ("FAILED", "RuntimeError: broken")),
+    ],
 )
 def test_a_run_ends_as_its_work_ends_and_can_be_taken_up(client, opened, error, state):
-    with pytest.raises(type(error)), opened() as run_id:
+    with pytest.raises(type(error)), opened() as (run_id, _):
         raise error
     assert _state(client, run_id) == state
-    with opened(resume=True) as again:
+    with opened(resume=True) as (again, _):
         assert _state(client, again) == ("RUNNING", None)
     assert again == run_id
     assert _state(client, run_id) == ("FINISHED", None)
@@ -47,22 +50,22 @@ def test_a_run_ends_as_its_work_ends_and_can_be_taken_up(client, opened, error, 
 
 
 def test_a_resume_with_another_configuration_is_refused_and_changes_nothing(client, opened):
-    with pytest.raises(KeyboardInterrupt), opened() as run_id:
+    with pytest.raises(KeyboardInterrupt), opened() as (run_id, _):
         raise KeyboardInterrupt
     with pytest.raises(UserError, match=r"optim\.lr: 0\.1 -> 0\.3"), opened(resume=True, lr=0.3):
         pass
-    assert _state(client, run_id) == ("KILLED", "interrupted")
+    assert _state(client, run_id) == ("KILLED", "SIGINT (Ctrl-C)")
 
 
 def test_a_run_that_is_being_trained_is_not_taken_up(client, opened):
-    with opened() as run_id:
+    with opened() as (run_id, _):
         with pytest.raises(UserError, match="another process"), opened(resume=True):
             pass
         assert _state(client, run_id) == ("RUNNING", None)
 
 
 def test_a_run_says_what_it_is(client, opened):
-    with opened() as run_id:
+    with opened() as (run_id, _):
         run = client.get_run(run_id)
     assert run.data.params["model.neuron.leak"] == "0.5"
     assert run.data.tags["agmm.data.train"]
