@@ -57,7 +57,7 @@ class Journal:
         """Wait until MLflow has everything that was logged so far; returns whether it has."""
         goal, started = self._spool.size(), time.monotonic()
         said = started
-        while self._spool.mark().offset < goal:
+        while self._spool.mark().offset < goal <= self._spool.size():  # the scribe may remove what has ended
             now = time.monotonic()
             if now - started > timeout_s:
                 return False
@@ -81,6 +81,7 @@ class Journal:
         self._over = True
         self._scribe.let_go()
         if not self.flush(wait_s):
+            self._scribe.leave()
             self._say(
                 f"MLflow at {self._uri} has not taken everything of run {self._spool.run_id} yet. A process in the "
                 f"background goes on for an hour ({self._spool.log}); after that: `agmm runs reap`."
@@ -88,6 +89,7 @@ class Journal:
             return False
         if self._scribe.has_left(_LEAVE_S):
             self._spool.remove()
+        self._scribe.leave()
         return True
 
     def _append(self, operation: Mapping[str, Any]) -> None:
@@ -158,8 +160,12 @@ class _ScribeProcess:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_LOOK_EVERY_S)
-        self._drop()
         return True
+
+    def leave(self) -> None:
+        """Leave it to itself."""
+        with self._lock:
+            self._drop()
 
     def _alive(self) -> bool:
         if self._link is None:
