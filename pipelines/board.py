@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pipelines.progress import clock
 
 Item = Mapping[str, Any]
+Listeners = dict[str, Callable[[Item], None]]
 
 # tqdm's own rate and ETA would count Ray's start; the workers know better
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
@@ -31,7 +32,7 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
 class Board:
     """The queue that workers write to, who listens to which kind of item, and why the run has failed, if it has."""
 
-    listeners: dict[str, Callable[[Item], None]] = field(default_factory=dict)
+    listeners: Listeners = field(default_factory=dict)
     queue: Any = None
     failure: str = ""
 
@@ -47,13 +48,13 @@ class Board:
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Ray Train stops the workers
 
 
-def send(queue: Any, item: Item) -> None:
-    """Called by a worker: queue an item, or drop it."""
+def send(queue: Any, item: Item, patience_s: float = 0.0) -> None:
+    """Called by a worker: queue an item, or drop it; where the queue is full, after some seconds of patience."""
     from ray.exceptions import RayError
     from ray.util.queue import Full
 
-    with suppress(Full, RayError):  # the driver is behind or gone; the figures are in MLflow
-        queue.put_nowait(dict(item))
+    with suppress(Full, RayError):  # the driver is behind or gone
+        queue.put(dict(item), block=patience_s > 0, timeout=patience_s or None)
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from pipelines.config import RunConfig, parse_config
 from pipelines.data.loaders import check_data
 from pipelines.data.manifest import Manifest, ensure_verified
 from pipelines.data.staging import data_folder
+from pipelines.errors import ServiceError
 from pipelines.home import data_address, default_store, home
+from pipelines.journal import Journal
 from pipelines.lifecycle import tracked
 from pipelines.network import build_network, build_optimizer
 from pipelines.progress import Say
@@ -24,6 +26,8 @@ from pipelines.version import code_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_TRACKING_WAIT_S = 600.0
 
 
 def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
@@ -48,10 +52,12 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     ray_driver.check_address()
     client = tracking.connect(str(config.tracking.uri))
     check_writable(open_store(str(config.checkpoint.uri)), home())
-    with tracked(client, config, manifest, resume=resume, say=say) as run_id:
+    with tracked(client, config, manifest, resume=resume, say=say) as (run_id, journal):
         store = open_store(f"{config.checkpoint.uri}/{run_id}")
         steps = config.total_steps(manifest.splits["train"].count)
-        metrics = ray_driver.fit(config, run_id, folder, steps, say)
+        listeners = {"metrics": lambda item: journal.log(item["metrics"], item["step"])}
+        metrics = ray_driver.fit(config, run_id, folder, steps, say, listeners)
+        _wait_for_tracking(config, journal, store)
         with tracking.explained(str(config.tracking.uri)):
             uri = _publish(client, config, manifest, run_id, store)
     newest = checkpoints.committed(store)[-1]
@@ -67,6 +73,16 @@ def _resolve(config: RunConfig) -> RunConfig:
     tree["checkpoint"]["uri"] = open_store(config.checkpoint.uri or f"{default_store()}/checkpoints").uri
     tree["tracking"]["uri"] = tracking.tracking_uri(config.tracking.uri)
     return parse_config(tree, origin=config.name)
+
+
+def _wait_for_tracking(config: RunConfig, journal: Journal, store: Store) -> None:
+    """Wait until MLflow has all metrics, since figures and the model's card are made of them."""
+    if not journal.flush(_TRACKING_WAIT_S):
+        raise ServiceError(
+            f"The run is trained, and MLflow at {config.tracking.uri} has not taken its metrics for "
+            f"{_TRACKING_WAIT_S / 60:.0f} minutes. The last checkpoint is in {store.uri}. When MLflow answers again, "
+            "the same command with --resume registers the model."
+        )
 
 
 def _publish(client: MlflowClient, config: RunConfig, manifest: Manifest, run_id: str, store: Store) -> str:

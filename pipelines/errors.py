@@ -11,3 +11,15 @@ class ServiceError(RuntimeError):
     """Something outside failed: a service, a disk, a worker. The message says what to look at."""
 
     exit_code = 1
+
+
+class TrainingFailed(ServiceError):
+    """The workers cannot go on. `cause` is what one of them said, its error's name first."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"Training failed. {cause}")
+        self.cause = cause
+
+
+class Fenced(ServiceError):
+    """This attempt was overtaken by a newer one of the same run, which owns the run's state from now on."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
-from filelock import FileLock, Timeout
 
-from pipelines import tracking
+from pipelines import signals, tracking
 from pipelines.checkpoint import sha256_of
+from pipelines.claim import claimed
 from pipelines.config import RunConfig, config_differences, parse_config
 from pipelines.data.manifest import Manifest
-from pipelines.errors import UserError
-from pipelines.home import home
+from pipelines.errors import Fenced, TrainingFailed, UserError
+from pipelines.journal import Journal
+from pipelines.process import process_tags
 from pipelines.progress import Say
 from pipelines.version import code_version
 
@@ -24,25 +26,42 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _CODE = "agmm.code_version"
+_WAIT_S = 20.0  # at the end, for MLflow to learn of it
+
+
+class Opened(NamedTuple):
+    """A run that is being worked on: its id in MLflow, and where it says how it goes."""
+
+    id: str
+    journal: Journal
 
 
 @contextmanager
-def tracked(client: MlflowClient, config: RunConfig, manifest: Manifest, *, resume: bool, say: Say) -> Iterator[str]:
-    """Open a run, or the newest unfinished one, around the work; yields its id and ends it as the work ended.
+def tracked(client: MlflowClient, config: RunConfig, manifest: Manifest, *, resume: bool, say: Say) -> Iterator[Opened]:
+    """Open a run, or the newest unfinished one, around the work; ends it as the work ended.
+
+    Work that ends by Fenced leaves the run's state alone: it is the newer attempt's.
 
     Raises UserError before anything of a run is touched where it cannot be resumed; ServiceError where MLflow fails.
     """
     uri = str(config.tracking.uri)
+    session = uuid.uuid4().hex
+    tags = {tracking.SESSION_TAG: session} | process_tags()
     with tracking.explained(uri):
-        run_id = _resumable(client, config, manifest) if resume else tracking.create_run(client, config)
-    with _claimed(run_id), _closed(client, run_id, say):
-        with tracking.explained(uri):
-            if resume:
-                tracking.reopen_run(client, run_id)
-            else:
-                tracking.describe_run(client, run_id, config, {_CODE: code_version()} | _digests(config, manifest))
-        say(f"{'resuming' if resume else 'started'} run {run_id}: {tracking.address_of(client, run_id)}")
-        yield run_id
+        run_id = _resumable(client, config, manifest) if resume else tracking.create_run(client, config, tags)
+    with claimed(run_id):
+        if resume:
+            with tracking.explained(uri):
+                tracking.reopen_run(client, run_id, tags)
+        journal = Journal(run_id, session, uri, say)
+        with _closed(journal):
+            if not resume:
+                with tracking.explained(uri):
+                    tracking.describe_run(client, run_id, config, {_CODE: code_version()} | _digests(config, manifest))
+            with tracking.explained(uri):
+                where = tracking.address_of(client, run_id)
+            say(f"{'resuming' if resume else 'started'} run {run_id}: {where}")
+            yield Opened(run_id, journal)
 
 
 def _digests(config: RunConfig, manifest: Manifest) -> dict[str, str]:
@@ -55,7 +74,7 @@ def _digests(config: RunConfig, manifest: Manifest) -> dict[str, str]:
 def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest) -> str:
     run = tracking.find_unfinished(client, config)
     run_id = str(run.info.run_id)
-    with _claimed(run_id):
+    with claimed(run_id):
         _refuse_changes(run, config, manifest)
     return run_id
 
@@ -73,35 +92,21 @@ def _refuse_changes(run: Run, config: RunConfig, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _claimed(run_id: str) -> Iterator[None]:
-    """Hold the run's lock, which ends with the process however that ends."""
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / f"{run_id}.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"Run {run_id} is being trained by another process. Wait for it, or stop it first.") from error
-
-
-@contextmanager
-def _closed(client: MlflowClient, run_id: str, say: Say) -> Iterator[None]:
+def _closed(journal: Journal) -> Iterator[None]:
     try:
         yield
+    except Fenced:
+        journal.abandon(wait_s=_WAIT_S)
+        raise
     except KeyboardInterrupt:
-        _close(client, run_id, "KILLED", "interrupted", say)
+        journal.close("KILLED", signals.take_cause(), wait_s=_WAIT_S)
         raise
     except BaseException as error:
-        _close(client, run_id, "FAILED", f"{type(error).__name__}: {error}", say)
+        journal.close("FAILED", _cause(error), wait_s=_WAIT_S)
         raise
-    _close(client, run_id, "FINISHED", "", say)
+    journal.close("FINISHED", wait_s=_WAIT_S)
 
 
-def _close(client: MlflowClient, run_id: str, status: str, cause: str, say: Say) -> None:
-    """End the run in MLflow; a failure to do so is said and does not hide what ended the work."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tracking.close_run(client, run_id, status, cause)
-    except (MlflowException, OSError) as error:
-        say(f"MLflow could not be told that run {run_id} is {status}: {error}")
+def _cause(error: BaseException) -> str:
+    """What ended a run: the name of the error where it arose, and its text."""
+    return error.cause if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {error}"

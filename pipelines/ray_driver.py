@@ -16,7 +16,7 @@ from typing import Any
 from agmm.loop import NotFinite
 from pipelines import board, tracking
 from pipelines.config import RunConfig
-from pipelines.errors import ServiceError, UserError
+from pipelines.errors import ServiceError, TrainingFailed, UserError
 from pipelines.home import default_store, home
 from pipelines.progress import Say
 from pipelines.version import code_version
@@ -37,21 +37,23 @@ def check_address() -> None:
         ) from error
 
 
-def fit(config: RunConfig, run_id: str, folder: Path, steps: int, say: Say) -> dict[str, float]:
-    """Run the workers until they are done; returns rank 0's metrics.
+def fit(
+    config: RunConfig, run_id: str, folder: Path, steps: int, say: Say, listeners: board.Listeners
+) -> dict[str, float]:
+    """Run the workers until they are done; returns rank 0's metrics. `listeners` take what the board does not show.
 
     Raises:
         UserError: where the devices asked for are not there.
         ServiceError: where a worker fails in a foreseen way, or too many workers are lost.
 
     """
-    watched = board.Board()
+    watched = board.Board(listeners)
     try:
         with _ray(config, say), board.shown(watched, steps), _watchdog(watched, config, run_id):
             return _fit(config, run_id, folder, watched)
     except (KeyboardInterrupt, SystemExit) as ended:  # Ray answers both signals by SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
-            raise ServiceError(f"Training failed. {watched.failure}") from None
+            raise TrainingFailed(watched.failure) from None
         raise KeyboardInterrupt from ended
 
 
@@ -110,7 +112,7 @@ def _result_of(trainer: Any) -> dict[str, float]:
     try:
         return trainer.fit().return_value
     except TrainingFailedError as error:
-        raise ServiceError(f"Training failed. {_cause(error)}") from error
+        raise TrainingFailed(_cause(error)) from error
 
 
 def _cause(error: Exception) -> str:

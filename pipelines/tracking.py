@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_RECIPE_TAG, _CAUSE_TAG = "agmm.recipe", "agmm.cause"
+RECIPE_TAG, CAUSE_TAG = "agmm.recipe", "agmm.cause"
+SESSION_TAG = "agmm.session"  # which of a run's drivers owns its state
+HEARTBEAT_TAG = "agmm.heartbeat"  # when its scribe was last at work, UTC
 _CONFIG = "config.yaml"
+_LONGEST_TAG = 5000  # characters
 _BATCH = 100  # parameters that one request of MLflow takes
-_METRICS = 1000  # metrics that one request takes
 
 
 def tracking_uri(configured: str | None) -> str:
@@ -78,17 +79,16 @@ def explained(uri: str) -> Iterator[None]:
         ) from error
 
 
-def create_run(client: MlflowClient, config: RunConfig) -> str:
-    """Create a run of the recipe, empty yet; returns its id."""
+def create_run(client: MlflowClient, config: RunConfig, tags: Mapping[str, str] | None = None) -> str:
+    """Create a run of the recipe, empty but for tags; returns its id."""
     experiment = _experiment_id(client, config.tracking.experiment)
-    return client.create_run(experiment, run_name=config.name, tags={_RECIPE_TAG: config.name}).info.run_id
+    all_tags = {RECIPE_TAG: config.name} | dict(tags or {})
+    return client.create_run(experiment, run_name=config.name, tags=all_tags).info.run_id
 
 
 def describe_run(client: MlflowClient, run_id: str, config: RunConfig, tags: Mapping[str, str]) -> None:
     """Log a run's parameters, tags and resolved configuration."""
-    from mlflow.entities import RunTag
-
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    _set_tags(client, run_id, tags)
     _log_params(client, run_id, flatten(config.model_dump(mode="json")))
     client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), _CONFIG)
 
@@ -97,7 +97,7 @@ def find_unfinished(client: MlflowClient, config: RunConfig) -> Run:
     """The newest run of this recipe that has not finished. Raises UserError where there is none."""
     found = client.search_runs(
         [_experiment_id(client, config.tracking.experiment)],
-        filter_string=f"tags.`{_RECIPE_TAG}` = '{config.name}' and attributes.status != 'FINISHED'",
+        filter_string=f"tags.`{RECIPE_TAG}` = '{config.name}' and attributes.status != 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
@@ -107,6 +107,19 @@ def find_unfinished(client: MlflowClient, config: RunConfig) -> Run:
             "Leave out --resume to start one."
         )
     return found[0]
+
+
+def running(client: MlflowClient) -> list[Run]:
+    """Every run of a recipe that MLflow has as RUNNING."""
+    found: list[Run] = []
+    token: str | None = ""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    while token is not None:
+        page = client.search_runs(
+            experiments, f"attributes.status = 'RUNNING' and tags.`{RECIPE_TAG}` != ''", page_token=token or None
+        )
+        found, token = found + list(page), page.token or None
+    return found
 
 
 def logged_config(run: Run) -> str:
@@ -122,21 +135,12 @@ def logged_config(run: Run) -> str:
         ) from error
 
 
-def reopen_run(client: MlflowClient, run_id: str) -> None:
-    """Set a run that goes on to RUNNING, without the cause of its last end."""
-    if _CAUSE_TAG in client.get_run(run_id).data.tags:
-        client.delete_tag(run_id, _CAUSE_TAG)
+def reopen_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set a run that goes on to RUNNING, with tags of who goes on, without the cause of its last end."""
+    _set_tags(client, run_id, tags)
+    if CAUSE_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, CAUSE_TAG)
     client.update_run(run_id, status="RUNNING")
-
-
-def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int) -> None:
-    """Log a row of metrics at an optimiser step."""
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    rows = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-    for start in range(0, len(rows), _METRICS):
-        client.log_batch(run_id, metrics=rows[start : start + _METRICS])
 
 
 def log_figure(client: MlflowClient, run_id: str, figure: Figure, name: str) -> None:
@@ -156,7 +160,7 @@ def history(client: MlflowClient, run_id: str, keys: list[str]) -> dict[str, lis
 def close_run(client: MlflowClient, run_id: str, status: str, cause: str = "") -> None:
     """End a run as FINISHED, KILLED or FAILED, with the cause as a tag."""
     if cause:
-        client.set_tag(run_id, _CAUSE_TAG, cause[:5000])
+        client.set_tag(run_id, CAUSE_TAG, cause[:_LONGEST_TAG])
     client.set_terminated(run_id, status)
 
 
@@ -167,6 +171,12 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     is_server = str(client.tracking_uri).startswith("http")
     # a server decides itself where artifacts go; a local file would put them into the current folder
     return client.create_experiment(name, artifact_location=None if is_server else (home() / "artifacts").as_uri())
+
+
+def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _log_params(client: MlflowClient, run_id: str, flat: Mapping[str, object]) -> None:

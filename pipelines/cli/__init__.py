@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from pipelines import signals
 from pipelines.cli import data, models, runs, services
 from pipelines.cli.output import say
 
@@ -29,6 +30,7 @@ for _command in (
     services.status,
     data.data,
     runs.recipes,
+    runs.runs,
     runs.train,
     runs.evaluate,
     runs.convert,
@@ -61,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
     """SIGTERM ends a command as Ctrl-C does: what is half written goes, workers stop, a run is killed."""
+    signals.note(number)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)

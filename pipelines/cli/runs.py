@@ -110,6 +110,37 @@ def landscape(model: str, data_uri: str | None, out: str, as_json: bool, **grid:
 
 
 @click.group()
+def runs() -> None:
+    """The runs in MLflow."""
+
+
+@runs.command("reap")
+@click.option(
+    "--stale",
+    metavar="MINUTES",
+    type=click.FloatRange(0),
+    default=5.0,
+    show_default=True,
+    help="Without a heartbeat, before a run of another machine counts as gone.",
+)
+@JSON
+def runs_reap(stale: float, as_json: bool) -> None:
+    """Close RUNNING runs whose process is gone, with what they left unsent; a run that lives is not touched."""
+    use_services()
+    from datetime import timedelta
+
+    from pipelines import tracking
+    from pipelines.reap import reap
+
+    uri = tracking.tracking_uri(None)
+    rows = [row._asdict() for row in reap(tracking.connect(uri), uri, timedelta(minutes=stale), say)]
+    if as_json:
+        click.echo(json.dumps({"runs": rows}))
+    else:
+        table(rows, "no run is RUNNING, and nothing waits to be sent")
+
+
+@click.group()
 def recipes() -> None:
     """The recipes that come with the package."""
 
