@@ -12,6 +12,7 @@ from pipelines import ray_driver, registry, tracking
 from pipelines.config import RunConfig, parse_config
 from pipelines.data.loaders import check_data
 from pipelines.data.manifest import Manifest, ensure_verified
+from pipelines.data.mixing import check_pairs
 from pipelines.home import data_folder, default_store, home
 from pipelines.lifecycle import tracked
 from pipelines.network import build_network, build_optimizer
@@ -40,7 +41,9 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     manifest = ensure_verified(
         folder, expect_name=config.data.dataset, expect_classes=config.model.num_classes, say=say
     )
-    check_data(folder, config.data, config.model, world=config.run.workers, say=say)
+    check_data(folder, config.data, config.model, world=config.run.most_workers, say=say)
+    for world in config.run.worlds:
+        check_pairs(config.data, world)
     network = build_network(config.model)
     build_optimizer(network, config.optim)
     build_criterion(config, network, torch.device("cpu"))

@@ -11,3 +11,7 @@ class ServiceError(RuntimeError):
     """Something outside failed: a service, a disk, a worker. The message says what to look at."""
 
     exit_code = 1
+
+
+class Stopped(RuntimeError):
+    """The loop was asked to save a checkpoint and stop, and did. No failure; whoever asked ends the process."""

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agmm.loop import NotFinite
 from pipelines import board, tracking
+from pipelines.causes import foreseen
 from pipelines.config import RunConfig
-from pipelines.errors import ServiceError, UserError
+from pipelines.desk import Ear
+from pipelines.startup import Startup, describe
 from pipelines.storage import open_store
 from pipelines.worker import run
 from pipelines.world import Outside, World
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, float]:
-    """Train one rank of a run. `job`: config, run_id, folder, code_version, and the board's queue.
+    """Train one rank of a run. `job`: config, run_id, folder, code_version, the board's queue and the desk.
 
     A foreseen failure, which a restart would meet again, ends the run through the board. Anything else is said, and
     Ray Train restarts the workers.
@@ -28,11 +29,11 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
     tell = partial(board.send, job["queue"])
     try:
         return _train(job, tell)
-    except (NotFinite, UserError, ServiceError) as error:
-        tell({"failed": f"{type(error).__name__}: {error}"})
-        raise
     except Exception as error:
-        tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {error!r}"[:500]})
+        if reason := foreseen(error):
+            tell({"failed": reason})
+        else:
+            tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {error!r}"[:500]})
         raise
 
 
@@ -46,13 +47,22 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     client = tracking.connect(str(config.tracking.uri)) if world.rank == 0 else None
+    asked = _listening(job["desk"], tell) if world.rank == 0 else {}
     outside = Outside(
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
         log=partial(_log, client, job["run_id"], tell),
         progress=tell,
         on_epoch=lambda metrics: ray.train.report(metrics),
+        **asked,
     )
     return run(config, world, outside, Path(job["folder"]), job["code_version"])
+
+
+def _listening(desk: Any, tell: Any) -> dict[str, Any]:
+    """Rank 0's part of the outside: it may be asked to save and stop, and says how its start went."""
+    ear = Ear(desk)
+    startup = Startup(lambda parts: tell({"say": describe(parts, ear.seconds())}))
+    return {"stop_requested": ear.asked, "saved": ear.saved, "mark": startup.mark}
 
 
 def _log(client: MlflowClient, run_id: str, tell: Any, row: dict[str, float], step: int) -> None:

@@ -1,0 +1,73 @@
+"""Why workers failed, in words: what a restart would meet again, and what Ray says of those that it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from agmm.loop import NotFinite
+from pipelines.errors import ServiceError, UserError
+
+_ADVICE = (
+    "Lower data.batch_size, raise run.workers so that each has less of it, or set run.precision=bf16 where the device "
+    "computes with it"
+)
+
+
+def foreseen(error: BaseException) -> str | None:
+    """What to say of an error that a restart would meet again; None for any other."""
+    if isinstance(error, (NotFinite, UserError, ServiceError)):
+        return f"{type(error).__name__}: {error}"
+    if _out_of_memory(error):
+        return f"out of memory: {_first_line(error)}. {_ADVICE}."
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch's allocator of the CPU has no type of its own for it
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return (text or type(error).__name__)[:300].rstrip(".")
+
+
+def cause(error: Exception) -> str:
+    """Why Ray Train gave up: for each worker that failed on its own, what it said last or how it was lost."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return _first_line(getattr(error, "controller_failure", error))
+    return "\n".join(dict.fromkeys(_of_worker(rank, failure) for rank, failure in sorted(failures.items())))
+
+
+def _of_worker(rank: int, failure: Exception) -> str:
+    failure = getattr(failure, "health_check_failure", failure)  # what Ray Train met when it asked for the worker
+    if text := foreseen(failure):
+        return text
+    return f"rank {rank}: {_lost(failure) or f'{type(failure).__name__}: {_first_line(failure)}'}"
+
+
+def _lost(failure: Exception) -> str | None:
+    """How Ray lost a worker; None where it is not Ray that speaks."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    text = str(failure)
+    if isinstance(failure, OutOfMemoryError) or "memory pressure" in text or "OOM" in text:
+        return f"Ray ended it because its node ran out of memory. {_ADVICE}."
+    if not isinstance(failure, RayActorError):
+        return None
+    if failure.preempted:
+        return "its node was taken away (preempted)"
+    if "node" in text and ("died" in text or "dead" in text):
+        return f"its node was lost: {_reason(text)}"
+    return f"its process was lost: {_reason(text)}"
+
+
+def _reason(text: str) -> str:
+    """The line of Ray's report on a dead actor that tells why."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if "unexpectedly" in line or "reason" in line or "died" in line), lines[0])[
+        :300
+    ]

@@ -1,0 +1,71 @@
+"""On Ray Train's controller: rank 0 saves before workers are ended on purpose, and what the run waits for is said."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    PreemptingState,
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+)
+
+from pipelines import board, desk
+
+_PAUSE_S = 0.5
+
+
+class Guard(ControllerCallback):
+    """What the controller of a run does beside Ray Train's own work.
+
+    desk, queue: of the run. least: workers that the run waits for. grace: seconds that a save may take.
+    """
+
+    def __init__(self, desk: Any, queue: Any, *, least: int, grace: float) -> None:
+        self._desk, self._queue, self._least, self._grace = desk, queue, least, grace
+        self._said = ""
+
+    def before_controller_execute_resize_decision(self, _: Any) -> None:
+        """Workers are about to start: those that run already have saved, see below."""
+        self._said = ""
+        self._desk.starting.remote()
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Save before a resize and on a preemption notice; pause where there is no room for the workers."""
+        if isinstance(current_state, ResizingState):
+            self._say(f"going on with {current_state.scaling_decision.num_workers} workers: there is room for them")
+            self._save(self._grace)
+        elif isinstance(current_state, PreemptingState) and not isinstance(previous_state, PreemptingState):
+            self._leave(current_state)
+        elif current_state is previous_state and isinstance(
+            current_state, (InitializingState, RestartingState, ReschedulingState)
+        ):
+            self._say(f"waiting: the Ray cluster has no room for {self._least} worker{'s' * (self._least > 1)}")
+            time.sleep(_PAUSE_S)  # Ray Train asks again at once, and would keep a core busy with it
+
+    def _leave(self, state: Any) -> None:
+        """Restart without the nodes that go, as soon as there is a checkpoint: Ray Train would wait for the deadline.
+
+        Ray Train counts this restart among preemptions, not among failures.
+        """
+        info = state.preemption_info
+        ranks = ", ".join(map(str, info.preempted_ranks))
+        now = time.time()
+        left = self._grace if info.deadline_ms is None else min(self._grace, info.deadline_ms / 1000 - now)
+        self._say(f"Ray takes the node of rank {ranks} away: saving, and going on without it")
+        if self._save(max(left, 0)):
+            state.preemption_info = replace(info, deadline_ms=int(now * 1000))
+
+    def _save(self, seconds: float) -> bool:
+        return bool(desk.ask(self._desk, seconds))
+
+    def _say(self, line: str) -> None:
+        if line != self._said:
+            self._said = line
+            partial(board.send, self._queue)({"say": line})
