@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -48,6 +50,8 @@ class Guard(ControllerCallback):
         ):
             self._say(f"waiting: the Ray cluster has no room for {self._least} worker{'s' * (self._least > 1)}")
             time.sleep(_PAUSE_S)  # Ray Train asks again at once, and would keep a core busy with it
+        elif isinstance(current_state, (RestartingState, ReschedulingState)):
+            _count_nodes()
 
     def _leave(self, state: Any) -> None:
         """Restart without the nodes that go, as soon as there is a checkpoint: Ray Train would wait for the deadline.
@@ -68,4 +72,10 @@ class Guard(ControllerCallback):
     def _say(self, line: str) -> None:
         if line != self._said:
             self._said = line
-            partial(board.send, self._queue)({"say": line})
+            board.send(self._queue, {"say": line})
+
+
+def _count_nodes() -> None:
+    """Have Ray look at once how much room its nodes have: by itself it does every 20 s, and plans with lost ones."""
+    with suppress(ray.exceptions.RayError):
+        ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True), timeout=5)

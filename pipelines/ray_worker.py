@@ -47,7 +47,7 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     client = tracking.connect(str(config.tracking.uri)) if world.rank == 0 else None
-    asked = _listening(job["desk"], tell) if world.rank == 0 else {}
+    asked = _listening(job["desk"], world, tell) if world.rank == 0 else {}
     outside = Outside(
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
         log=partial(_log, client, job["run_id"], tell),
@@ -58,10 +58,10 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     return run(config, world, outside, Path(job["folder"]), job["code_version"])
 
 
-def _listening(desk: Any, tell: Any) -> dict[str, Any]:
+def _listening(desk: Any, world: World, tell: Any) -> dict[str, Any]:
     """Rank 0's part of the outside: it may be asked to save and stop, and says how its start went."""
     ear = Ear(desk)
-    startup = Startup(lambda parts: tell({"say": describe(parts, ear.seconds())}))
+    startup = Startup(lambda parts: tell({"say": describe(parts, ear.seconds(), world.size)}))
     return {"stop_requested": ear.asked, "saved": ear.saved, "mark": startup.mark}
 
 

@@ -27,7 +27,8 @@ class Startup:
             done(self._parts)
 
 
-def describe(parts: dict[str, float], total: float) -> str:
-    """`started in 12.3 s: processes 8.0, network 0.3, ...`; `total` is from when the workers were asked for."""
+def describe(parts: dict[str, float], total: float, workers: int) -> str:
+    """`2 workers started in 12.3 s: processes 8.0, network 0.3, ...`; `total` is from when they were asked for."""
     known = {"processes": max(total - sum(parts.values()), 0.0)} | parts
-    return f"started in {total:.1f} s: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in known.items())
+    who = "1 worker" if workers == 1 else f"{workers} workers"
+    return f"{who} started in {total:.1f} s: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in known.items())
