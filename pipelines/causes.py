@@ -13,6 +13,7 @@ _ADVICE = (
     "Lower data.batch_size, raise run.workers so that each has less of it, or set run.precision=bf16 where the device "
     "computes with it"
 )
+_HINT = ". A kernel that is short of memory ends processes so: see dmesg, and the logs of the worker's node"
 
 
 def foreseen(error: BaseException) -> str | None:
@@ -54,20 +55,18 @@ def _lost(failure: Exception) -> str | None:
     from ray.exceptions import OutOfMemoryError, RayActorError
 
     text = str(failure)
-    if isinstance(failure, OutOfMemoryError) or "memory pressure" in text or "OOM" in text:
+    if isinstance(failure, OutOfMemoryError) or "exit type: NODE_OUT_OF_MEMORY" in text:
         return f"Ray ended it because its node ran out of memory. {_ADVICE}."
     if not isinstance(failure, RayActorError):
         return None
     if failure.preempted:
         return "its node was taken away (preempted)"
-    if "node" in text and ("died" in text or "dead" in text):
-        return f"its node was lost: {_reason(text)}"
-    return f"its process was lost: {_reason(text)}"
+    what = "node" if "its node has died" in text else "process"
+    return f"its {what} was lost: {_detail(text)}"
 
 
-def _reason(text: str) -> str:
-    """The line of Ray's report on a dead actor that tells why."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if "unexpectedly" in line or "reason" in line or "died" in line), lines[0])[
-        :300
-    ]
+def _detail(text: str) -> str:
+    """What Ray knows of a death, without its list of common causes and the actor's particulars."""
+    known = text.rpartition("Worker exit detail: ")[2] if "Worker exit detail: " in text else text
+    lines = [line.strip() for line in known.partition(" Some common causes")[0].splitlines() if line.strip()]
+    return lines[-1][:300].rstrip(".") + _HINT

@@ -101,7 +101,7 @@ def test_a_preempted_node_is_left_in_time_and_is_no_failure(cluster, start):
 
 def _drain(cluster, seconds):
     """Tell Ray that the second node is going to be taken away."""
-    node = cluster.worker_nodes[next(iter(cluster.worker_nodes))] if isinstance(cluster.worker_nodes, dict) else list(cluster.worker_nodes)[0]
+    (node,) = cluster.worker_nodes
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
     options = {
         "node-id": node.node_id,
