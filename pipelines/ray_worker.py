@@ -46,15 +46,16 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    heard = _listening(job["desk"], world, tell) if world.rank == 0 else {}
     client = tracking.connect(str(config.tracking.uri)) if world.rank == 0 else None
-    asked = _listening(job["desk"], world, tell) if world.rank == 0 else {}
     outside = Outside(
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
         log=partial(_log, client, job["run_id"], tell),
         progress=tell,
         on_epoch=lambda metrics: ray.train.report(metrics),
-        **asked,
+        **heard,
     )
+    outside.mark("services")
     return run(config, world, outside, Path(job["folder"]), job["code_version"])
 
 

@@ -111,3 +111,17 @@ def _drain(cluster, seconds):
     }
     ended = subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_run_waits_for_the_workers_that_it_needs(cluster, start):
+    """It says so, goes on once there is room, and can be stopped while it waits."""
+    process, log = start(workers=[2, 3])
+    _, at = _wait(log, process, "waiting: the Ray cluster has no room for 2 workers")
+    node = cluster.add_node(num_cpus=1)
+    _, at = _wait(log, process, "2 workers started", at)
+    _, at = _wait(log, process, r"epoch \d+/", at)
+    cluster.remove_node(node, allow_graceful=False)
+    _wait(log, process, "waiting: the Ray cluster has no room for 2 workers", at)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert "Traceback" not in log.read_text()
