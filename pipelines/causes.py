@@ -47,7 +47,12 @@ def _of_worker(rank: int, failure: Exception) -> str:
     failure = getattr(failure, "health_check_failure", failure)  # what Ray Train met when it asked for the worker
     if text := foreseen(failure):
         return text
-    return f"rank {rank}: {_lost(failure) or f'{type(failure).__name__}: {_first_line(failure)}'}"
+    return f"rank {rank}: {_lost(failure) or brief(failure)}"
+
+
+def brief(error: BaseException) -> str:
+    """Type and first line of an error."""
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _lost(failure: Exception) -> str | None:

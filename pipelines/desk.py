@@ -52,9 +52,13 @@ class Desk:
         self._name = name
         self._answered.set()
 
+    async def is_attended(self) -> bool:
+        """Whether rank 0 has given a sign of life lately."""
+        return time.monotonic() - self._seen < _GONE_S
+
     async def ask(self, seconds: float) -> str:
         """The name of the checkpoint that rank 0 saves on this; empty where there is none in so many seconds."""
-        if time.monotonic() - self._seen > _GONE_S:
+        if not await self.is_attended():
             return ""
         self._asked.set()
         try:
@@ -116,7 +120,7 @@ class Ear:
     def _listen(self) -> None:
         import ray
 
-        with suppress(ray.exceptions.RayError):
+        with suppress(ray.exceptions.RayError, SystemExit):  # which Ray raises when it ends with the process
             ray.get(self._desk.attach.remote())
             while not ray.get(self._desk.asked.remote()):
                 pass

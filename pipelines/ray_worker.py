@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import board, tracking
-from pipelines.causes import foreseen
+from pipelines.causes import brief, foreseen
 from pipelines.config import RunConfig
 from pipelines.desk import Ear
 from pipelines.startup import Startup, describe
@@ -33,7 +33,7 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
         if reason := foreseen(error):
             tell({"failed": reason})
         else:
-            tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {error!r}"[:500]})
+            tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {brief(error)}"})
         raise
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import boto3
@@ -81,6 +83,8 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
     keys = {item["Key"].rsplit("/")[-1] for item in listed["Contents"]}
     assert {"COMMITTED", "manifest.json", "model.safetensors", "optimizer.safetensors"} <= keys
 
+    _check_that_a_stopped_job_saves(recipe)
+
     foreign = {"AGMM_STORE": "s3://agmm", "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "planted-secret"}
     wrong = _agmm("train", recipe, code=1, **foreign)
     assert "s3://agmm" in wrong.stderr
@@ -88,3 +92,14 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
     assert "planted-secret" not in wrong.stderr
     missing = _agmm("train", recipe, "--set", "checkpoint.uri=s3://no-such-bucket/x", code=1)
     assert "no-such-bucket" in missing.stderr
+
+
+def _check_that_a_stopped_job_saves(recipe):
+    words = ("agmm", "train", recipe, "--set", "optim.epochs=2000", "--set", "run.log_every=4")
+    job = re.search(r"Submitted (\S+):", _agmm("submit", "--detach", "--", *words).stderr)[1]
+    deadline = time.monotonic() + 120
+    while "step 8/" not in (log := _agmm("jobs", "logs", job).stdout):
+        assert time.monotonic() < deadline, log
+    _agmm("jobs", "stop", job)
+    while "interrupted: saved step-" not in (log := _agmm("jobs", "logs", job).stdout):
+        assert time.monotonic() < deadline, log
