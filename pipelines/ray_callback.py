@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -16,6 +17,7 @@ from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
     ResizingState,
     RestartingState,
+    RunningState,
 )
 
 from pipelines import board, desk
@@ -30,28 +32,37 @@ class Guard(ControllerCallback):
     """
 
     def __init__(self, desk: Any, queue: Any, *, least: int, grace: float) -> None:
-        self._desk, self._queue, self._least, self._grace = desk, queue, least, grace
+        self._desk, self._queue, self._grace = desk, queue, grace
+        self._least = self._wanted = least
         self._said = ""
 
-    def before_controller_execute_resize_decision(self, _: Any) -> None:
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Workers are about to start: those that run already have saved, see below."""
-        self._said = ""
+        self._wanted = resize_decision.num_workers
         self._desk.starting.remote()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Save before a resize and on a preemption notice; pause where there is no room for the workers."""
-        if isinstance(current_state, ResizingState):
+        """Save before a resize and on a preemption notice; say what is waited for, and look for room anew."""
+        if isinstance(current_state, RunningState):
+            self._said = ""
+        elif isinstance(current_state, ResizingState):
             self._say(f"going on with {current_state.scaling_decision.num_workers} workers: there is room for them")
             self._save(self._grace)
         elif isinstance(current_state, PreemptingState) and not isinstance(previous_state, PreemptingState):
             self._leave(current_state)
-        elif current_state is previous_state and isinstance(
-            current_state, (InitializingState, RestartingState, ReschedulingState)
-        ):
-            self._say(f"waiting: the Ray cluster has no room for {self._least} worker{'s' * (self._least > 1)}")
+        elif isinstance(current_state, (InitializingState, RestartingState, ReschedulingState)):
+            self._wait(current_state, again=current_state is previous_state)
+
+    def _wait(self, state: Any, *, again: bool) -> None:
+        """Before Ray Train decides how many workers to start; `again` where it found room for too few."""
+        if again:
+            self._say(_no_room(self._least))
             time.sleep(_PAUSE_S)  # Ray Train asks again at once, and would keep a core busy with it
-        elif isinstance(current_state, (RestartingState, ReschedulingState)):
-            _count_nodes()
+            return
+        failure = getattr(getattr(state, "training_failed_error", None), "controller_failure", None)
+        if isinstance(failure, WorkerGroupStartupTimeoutError):
+            self._say(_no_room(self._wanted))
+        _count_nodes()
 
     def _leave(self, state: Any) -> None:
         """Restart without the nodes that go, as soon as there is a checkpoint: Ray Train would wait for the deadline.
@@ -73,6 +84,10 @@ class Guard(ControllerCallback):
         if line != self._said:
             self._said = line
             board.send(self._queue, {"say": line})
+
+
+def _no_room(workers: int) -> str:
+    return f"waiting: the Ray cluster has no room for {workers} worker{'s' * (workers > 1)}"
 
 
 def _count_nodes() -> None:

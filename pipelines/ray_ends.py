@@ -29,6 +29,15 @@ class Trainer(TorchTrainer):
         super().__init__(*args, **kwargs)
         self._on_interrupt = on_interrupt
 
+    def fit(self) -> Any:
+        """Run the workers; the handler of SIGINT is the caller's again afterwards."""
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return super().fit()
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
+
     def _register_sigint_handler(self, controller: Any) -> None:
         self._on_interrupt.controller = controller
         signal.signal(signal.SIGINT, self._on_interrupt)
@@ -56,6 +65,7 @@ class Interrupt:
     def _save(self) -> None:
         if not self._grace:
             return
+        self._say("interrupted: saving a checkpoint where there is something to save; again to end without it")
         name = desk.ask(self._desk, self._grace, lambda: self._count > 1)
         if name:
             self._say(f"interrupted: saved {name}")

@@ -76,14 +76,14 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
         assert (evaluated["top1"], evaluated["count"]) == (result["top1"], 21)
     assert '"aliases": ["champion"]' in _agmm("models", "list", "--json").stdout
 
+    _check_that_a_stopped_job_saves(recipe)
+
     exported = dict(line.removeprefix("export ").split("=", 1) for line in services.splitlines() if "=" in line)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, exported[name])
     listed = boto3.session.Session().client("s3").list_objects_v2(Bucket="agmm", Prefix="checkpoints/")
     keys = {item["Key"].rsplit("/")[-1] for item in listed["Contents"]}
     assert {"COMMITTED", "manifest.json", "model.safetensors", "optimizer.safetensors"} <= keys
-
-    _check_that_a_stopped_job_saves(recipe)
 
     foreign = {"AGMM_STORE": "s3://agmm", "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "planted-secret"}
     wrong = _agmm("train", recipe, code=1, **foreign)
