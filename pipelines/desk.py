@@ -27,8 +27,8 @@ class Desk:
         self._seen = self._starting = float("-inf")
 
     async def starting(self) -> None:
-        """Workers start now."""
-        self._starting = time.monotonic()
+        """Workers start now; until one listens there is nobody to ask."""
+        self._starting, self._seen = time.monotonic(), float("-inf")
 
     async def seconds(self) -> float:
         """Since workers started."""

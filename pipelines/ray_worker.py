@@ -11,6 +11,7 @@ from pipelines import board, tracking
 from pipelines.causes import brief, foreseen
 from pipelines.config import RunConfig
 from pipelines.desk import Ear
+from pipelines.faults import fault_point
 from pipelines.startup import Startup, describe
 from pipelines.storage import open_store
 from pipelines.worker import run
@@ -33,7 +34,7 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
         if reason := foreseen(error):
             tell({"failed": reason})
         else:
-            tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {brief(error)}"})
+            tell({"say": f"a worker stopped ({brief(error)}); the run starts again, run.max_failures times at most"})
         raise
 
 
@@ -41,6 +42,7 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     import ray.train
     from ray.train.torch import get_device
 
+    fault_point("worker.start")
     config = RunConfig.model_validate(job["config"])
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it

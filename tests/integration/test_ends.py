@@ -18,14 +18,14 @@ def train(tiny_tree, tmp_path):
     """Start `agmm train` on a Ray of its own; gives the process once it trains."""
     processes = []
 
-    def call(**run):
+    def call(until="step 20/", **run):
         tree = {**tiny_tree, "optim": {"lr": 0.05, "epochs": 2000}, "run": {"log_every": 20, **run}}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
         with (tmp_path / "stderr").open("w") as stderr:
             command = [sys.executable, "-m", "pipelines.cli", "train", str(tmp_path / "recipe.yaml")]
             processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr))
         deadline = time.monotonic() + 120
-        while "step 20/" not in (said := (tmp_path / "stderr").read_text()):
+        while until not in (said := (tmp_path / "stderr").read_text()):
             assert processes[-1].poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.1)
@@ -53,7 +53,7 @@ def _is(process, name):
 def _ended(process, tmp_path):
     """Seconds until the end, and the run's cause in MLflow."""
     began = time.monotonic()
-    assert process.wait(60) == 1
+    assert process.wait(90) == 1
     took = time.monotonic() - began
     said = (tmp_path / "stderr").read_text()
     assert "Traceback" not in said
@@ -84,3 +84,12 @@ def test_a_worker_that_is_lost_too_often_is_told_in_words(train, tmp_path):
     assert took < 30
     assert "rank 0: its process was lost: " in cause
     assert len(cause) < 600
+
+
+def test_a_bug_ends_the_run_with_its_type_and_text(train, tmp_path, monkeypatch):
+    """After as many restarts as are allowed; the last error counts."""
+    monkeypatch.setenv("AGMM_FAULTS", "worker.start=error")
+    process = train(until="a worker stopped (InjectedFault: injected at worker.start)", max_failures=1)
+    _, cause = _ended(process, tmp_path)
+    assert (tmp_path / "stderr").read_text().count("a worker stopped") == 2
+    assert cause.endswith("rank 0: InjectedFault: injected at worker.start")
