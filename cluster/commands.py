@@ -12,7 +12,7 @@ from cluster.credentials import CredentialFiles, Secrets
 from cluster.environment import CONFLICTING, client_environment
 from cluster.errors import UserError
 from cluster.processes import MARKER
-from cluster.settings import LOOPBACK, Services, service_dir
+from cluster.settings import JOB_STOP_WAIT, LOOPBACK, Services, service_dir
 
 SPARE_PORTS = 9  # how many ports, besides those that clients use, the commands below hand out
 _NEEDED = {"aiohttp": "ray[default]", "flask_wtf": "mlflow[auth]", "ray": "ray[default]", "mlflow": "mlflow"}
@@ -124,7 +124,7 @@ def ray_command(services: Services, spare: list[int], num_cpus: int | None) -> l
 def service_environment(services: Services) -> dict[str, str]:
     """Give every service, and so every job of the Ray head, what it takes to use all three of them."""
     kept = {name: value for name, value in os.environ.items() if name not in CONFLICTING}
-    return {**kept, **client_environment(services), "PATH": _search_path(), MARKER: services.marker}
+    return {**kept, **client_environment(services), **JOB_STOP_WAIT, "PATH": _search_path(), MARKER: services.marker}
 
 
 def mlflow_environment(services: Services, known: Secrets) -> dict[str, str]:

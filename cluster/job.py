@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.errors import ServiceError, UserError
+from cluster.settings import JOB_STOP_WAIT
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -60,7 +61,9 @@ def submit(
     with _client(address) as client:
         name = f"agmm-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"
         with _staged(command) as (words, folder):
-            runtime = {} if folder is None else {"working_dir": str(folder)}
+            runtime: dict[str, Any] = {"env_vars": JOB_STOP_WAIT}  # for a head that was not started with it
+            if folder is not None:
+                runtime["working_dir"] = str(folder)
             client.submit_job(
                 entrypoint=shlex.join(words), submission_id=name, runtime_env=runtime, metadata=_metadata()
             )

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from cluster.errors import UserError
 
 LOOPBACK = "127.0.0.1"
+# Seconds from SIGTERM to SIGKILL when a job is stopped: Ray's three are too few to save a checkpoint in.
+JOB_STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 REGION = "us-east-1"  # any name serves: the S3 server has one region, but clients refuse to sign without a name
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from pipelines.desk import beside_me
 from pipelines.progress import clock
 
 Item = Mapping[str, Any]
@@ -35,6 +36,7 @@ class Board:
     listeners: Listeners = field(default_factory=dict)
     queue: Any = None
     failure: str = ""
+    head_lost: bool = False
 
     def take(self, item: Item, draw: Callable[[Item], None]) -> None:
         """Give an item to whom it concerns."""
@@ -43,8 +45,13 @@ class Board:
             self.listeners[kind](item)
         elif kind != "failed":
             draw(item)
-        elif not self.failure:
-            self.failure = item["failed"]
+        else:
+            self.fail(item["failed"])
+
+    def fail(self, reason: str) -> None:
+        """End the run, from any thread of the driver; the first reason counts."""
+        if not self.failure:
+            self.failure = reason
             os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: Ray Train stops the workers
 
 
@@ -62,7 +69,7 @@ def shown(watched: Board, total: int) -> Iterator[None]:
     """Give the board a queue and draw what comes on stderr while the context lasts; `total` optimiser steps."""
     from ray.util.queue import Queue
 
-    watched.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0})
+    watched.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0, **beside_me()})
     done = threading.Event()
     thread = threading.Thread(target=_draw_all, args=(watched, done, total), daemon=True)
     thread.start()

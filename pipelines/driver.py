@@ -12,6 +12,7 @@ from pipelines import ray_driver, registry, tracking
 from pipelines.config import RunConfig, parse_config
 from pipelines.data.loaders import check_data
 from pipelines.data.manifest import Manifest, ensure_verified
+from pipelines.data.mixing import check_pairs
 from pipelines.data.staging import data_folder
 from pipelines.errors import ServiceError
 from pipelines.home import data_address, default_store, home
@@ -45,23 +46,24 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     manifest = ensure_verified(
         folder, expect_name=config.data.dataset, expect_classes=config.model.num_classes, say=say
     )
-    check_data(folder, config.data, config.model, world=config.run.workers, say=say)
+    check_data(folder, config.data, config.model, world=config.run.most_workers, say=say)
+    for world in config.run.worlds:
+        check_pairs(config.data, world)
     network = build_network(config.model)
     build_optimizer(network, config.optim)
     build_criterion(config, network, torch.device("cpu"))
     ray_driver.check_address()
     client = tracking.connect(str(config.tracking.uri))
     check_writable(open_store(str(config.checkpoint.uri)), home())
-    with tracked(client, config, manifest, resume=resume, say=say) as (run_id, journal):
-        store = open_store(f"{config.checkpoint.uri}/{run_id}")
+    with tracked(client, config, manifest, resume=resume, say=say) as run:
+        store = open_store(f"{config.checkpoint.uri}/{run.id}")
         steps = config.total_steps(manifest.splits["train"].count)
-        listeners = {"metrics": lambda item: journal.log(item["metrics"], item["step"])}
-        metrics = ray_driver.fit(config, run_id, folder, steps, say, listeners)
-        _wait_for_tracking(config, journal, store)
+        metrics = ray_driver.fit(config, run, folder, steps, say)
+        _wait_for_tracking(config, run.journal, store)
         with tracking.explained(str(config.tracking.uri)):
-            uri = _publish(client, config, manifest, run_id, store)
+            uri = _publish(client, config, manifest, run.id, store)
     newest = checkpoints.committed(store)[-1]
-    return {**metrics, "run_id": run_id, "model": uri, "checkpoint": f"{store.uri}/{newest}"}
+    return {**metrics, "run_id": run.id, "model": uri, "checkpoint": f"{store.uri}/{newest}"}
 
 
 def _resolve(config: RunConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly. The command line prints their text without a traceback."""
+"""The ways a command ends badly, and those of a run. The command line prints their text without a traceback."""
 
 
 class UserError(ValueError):
@@ -23,3 +23,13 @@ class TrainingFailed(ServiceError):
 
 class Fenced(ServiceError):
     """This attempt was overtaken by a newer one of the same run, which owns the run's state from now on."""
+
+
+def failure_of(cause: str) -> ServiceError:
+    """What the driver raises for what a worker said, its error's name first."""
+    name, _, text = cause.partition(": ")
+    return Fenced(text) if name == Fenced.__name__ else TrainingFailed(cause)
+
+
+class Stopped(RuntimeError):
+    """The loop was asked to save a checkpoint and stop, and did. No failure; whoever asked ends the process."""

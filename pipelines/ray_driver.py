@@ -9,18 +9,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agmm.loop import NotFinite
-from pipelines import board, tracking
+from pipelines import board
+from pipelines.causes import cause
 from pipelines.config import RunConfig
-from pipelines.errors import ServiceError, TrainingFailed, UserError
+from pipelines.errors import ServiceError, UserError, failure_of
 from pipelines.home import default_store, home
+from pipelines.journal import Journal
+from pipelines.lifecycle import Opened
 from pipelines.progress import Say
 from pipelines.version import code_version
 from pipelines.watchdog import Watchdog
+
+_RAY_TRAIN = {
+    "HEALTH_CHECK_INTERVAL_S": "0.25",  # a lost worker is found, and a report passes, within this, not within 2 s
+    "PREEMPTION_POLL_INTERVAL_S": "1",  # a notice may leave half a minute
+    "WORKER_GROUP_START_TIMEOUT_S": "5",  # for room alone; then it looks again how many workers there is room for
+}
 
 
 def check_address() -> None:
@@ -37,73 +44,87 @@ def check_address() -> None:
         ) from error
 
 
-def fit(
-    config: RunConfig, run_id: str, folder: Path, steps: int, say: Say, listeners: board.Listeners
-) -> dict[str, float]:
-    """Run the workers until they are done; returns rank 0's metrics. `listeners` take what the board does not show.
+def fit(config: RunConfig, run: Opened, folder: Path, steps: int, say: Say) -> dict[str, float]:
+    """Run the workers until they are done; returns rank 0's metrics. What they measure goes to the run's journal.
 
     Raises:
         UserError: where the devices asked for are not there.
+        Fenced: where a newer attempt of the run has taken over.
         ServiceError: where a worker fails in a foreseen way, or too many workers are lost.
 
     """
-    watched = board.Board(listeners)
+    watched = board.Board({"metrics": lambda item: run.journal.log(item["metrics"], item["step"])})
     try:
-        with _ray(config, say), board.shown(watched, steps), _watchdog(watched, config, run_id):
-            return _fit(config, run_id, folder, watched)
-    except (KeyboardInterrupt, SystemExit) as ended:  # Ray answers both signals by SystemExit
+        with _ray(config, say), board.shown(watched, steps), _watchdog(watched, run.journal):
+            return _fit(config, run.id, folder, watched, say)
+    except (KeyboardInterrupt, SystemExit) as ended:  # a signal before Ray Train runs may come as a SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
-            raise TrainingFailed(watched.failure) from None
+            raise failure_of(watched.failure) from None
         raise KeyboardInterrupt from ended
 
 
-def _watchdog(watched: board.Board, config: RunConfig, run_id: str) -> AbstractContextManager[None]:
+def _watchdog(watched: board.Board, journal: Journal) -> AbstractContextManager[None]:
     def say(line: str) -> None:
         board.send(watched.queue, {"say": line})  # a progress bar may be there, so the board draws it
 
-    dog = Watchdog(say, partial(_tag, str(config.tracking.uri), run_id, say))
+    dog = Watchdog(say, journal.tag)
     watched.listeners["pulse"] = dog.take
     return dog.watching()
 
 
-def _tag(uri: str, run_id: str, say: Say, key: str, value: str) -> None:
-    """Set a tag of the run; a tracking server that fails costs the tag, not the run."""
-    try:
-        with tracking.explained(uri):
-            tracking.connect(uri).set_tag(run_id, key, value[:5000])
-    except ServiceError as error:
-        say(f"MLflow did not take the tag {key}: {error}"[:500])
+def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board, say: Say) -> dict[str, float]:
+    from ray.train.torch import TorchConfig
 
-
-def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board) -> dict[str, float]:
-    from ray.train import FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    from pipelines.desk import open_desk
+    from pipelines.ray_ends import Interrupt, Trainer, head_watched
     from pipelines.ray_worker import ray_worker
 
     gpu = _device(config) == "cuda"
+    desk = open_desk()
     job = {
         "config": config.model_dump(mode="json"),
         "run_id": run_id,
         "folder": str(folder),
         "code_version": code_version(),
         "queue": watched.queue,
+        "desk": desk,
     }
-    trainer = TorchTrainer(
+    trainer = Trainer(
         ray_worker,
+        on_interrupt=Interrupt(watched, desk, config.checkpoint.grace, say),
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.run.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": config.run.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
-        ),
-        run_config=RayRunConfig(
-            name=run_id, failure_config=FailureConfig(max_failures=config.run.max_failures), **_ray_storage()
-        ),
+        scaling_config=_scaling(config, gpu),
+        run_config=_ray_run(config, run_id, desk, watched.queue),
     )
-    return _result_of(trainer)
+    with head_watched(watched):
+        return _result_of(trainer)
+
+
+def _scaling(config: RunConfig, gpu: bool) -> Any:
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=config.run.workers,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": config.run.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+        elastic_resize_monitor_interval_s=config.run.resize_every,
+    )
+
+
+def _ray_run(config: RunConfig, run_id: str, desk: Any, queue: Any) -> Any:
+    """How Ray Train keeps the run going: preempted nodes do not count among the failures."""
+    from ray.train import FailureConfig
+    from ray.train import RunConfig as RayRunConfig
+
+    from pipelines.ray_callback import Guard
+
+    return RayRunConfig(
+        name=run_id,
+        failure_config=FailureConfig(max_failures=config.run.max_failures, max_preemption_failures=-1),
+        callbacks=[Guard(desk, queue, least=config.run.least_workers, grace=config.checkpoint.grace)],
+        **_ray_storage(),
+    )
 
 
 def _result_of(trainer: Any) -> dict[str, float]:
@@ -112,15 +133,7 @@ def _result_of(trainer: Any) -> dict[str, float]:
     try:
         return trainer.fit().return_value
     except TrainingFailedError as error:
-        raise TrainingFailed(_cause(error)) from error
-
-
-def _cause(error: Exception) -> str:
-    """What foreseen errors of workers say; for anything else Ray's report with the workers' tracebacks."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if failures and all(isinstance(failure, (NotFinite, UserError, ServiceError)) for failure in failures.values()):
-        return "\n".join(f"{type(failure).__name__}: {failure}" for _, failure in sorted(failures.items()))
-    return str(error)
+        raise failure_of(cause(error)) from error
 
 
 def _device(config: RunConfig) -> str:
@@ -130,7 +143,7 @@ def _device(config: RunConfig) -> str:
     gpus = ray.cluster_resources().get("GPU", 0)
     if config.run.device == "cpu" or (config.run.device == "auto" and gpus == 0):
         return "cpu"
-    if gpus < config.run.workers:
+    if gpus < config.run.least_workers:
         raise UserError(
             f"run.workers is {config.run.workers} with run.device={config.run.device}, and Ray has {gpus:.0f} GPUs. "
             "Set run.workers to at most that, or run.device=cpu."
@@ -140,17 +153,18 @@ def _device(config: RunConfig) -> str:
 
 @contextmanager
 def _ray(config: RunConfig, say: Say) -> Iterator[None]:
-    # how often Ray Train looks at its workers: a lost one is found, and a report passes, within this, not within 2 s
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(f"RAY_TRAIN_{name}", value)
     import ray
 
-    needed = config.run.workers * config.run.cpus_per_worker
+    cpus = config.run.cpus_per_worker
     address = os.environ.get("RAY_ADDRESS")
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     # stdout is for the result; what workers print is in Ray's session folder, what they have to say comes to the board
     with redirect_stdout(sys.stderr):
         try:
-            _connect(address, needed)
+            _connect(address, config.run.most_workers * cpus)
+            needed = config.run.least_workers * cpus
             if (there := ray.cluster_resources().get("CPU", 0)) < needed:
                 say(f"waiting for {needed} CPUs: the Ray cluster has {there:.0f}")
             yield

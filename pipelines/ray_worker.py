@@ -6,12 +6,14 @@ import os
 from functools import partial
 from typing import Any
 
-from agmm.loop import NotFinite
 from pipelines import board
+from pipelines.causes import brief, foreseen
 from pipelines.config import RunConfig
 from pipelines.data.staging import staged
-from pipelines.errors import ServiceError, UserError
+from pipelines.desk import Ear
+from pipelines.faults import fault_point
 from pipelines.pulse import Pulse
+from pipelines.startup import Startup, describe
 from pipelines.storage import open_store
 from pipelines.worker import run
 from pipelines.world import Outside, World
@@ -20,7 +22,7 @@ _PATIENCE_S = 3.0  # with a driver that is behind, before a row is dropped
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, float]:
-    """Train one rank of a run. `job`: config, run_id, folder, code_version, and the board's queue.
+    """Train one rank of a run. `job`: config, run_id, folder, code_version, the board's queue and the desk.
 
     A foreseen failure, which a restart would meet again, ends the run through the board. Anything else is said, and
     Ray Train restarts the workers.
@@ -28,11 +30,11 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
     tell = partial(board.send, job["queue"])
     try:
         return _train(job, tell)
-    except (NotFinite, UserError, ServiceError) as error:
-        tell({"failed": f"{type(error).__name__}: {error}"})
-        raise
     except Exception as error:
-        tell({"say": f"a worker stopped, the run starts again from its last checkpoint: {error!r}"[:500]})
+        if reason := foreseen(error):
+            tell({"failed": reason})
+        else:
+            tell({"say": f"a worker stopped ({brief(error)}); the run starts again, run.max_failures times at most"})
         raise
 
 
@@ -40,21 +42,32 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     import ray.train
     from ray.train.torch import get_device
 
+    fault_point("worker.start")
     config = RunConfig.model_validate(job["config"])
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    heard = _listening(job["desk"], world, tell) if world.rank == 0 else {}
     outside = Outside(
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
         log=partial(_log, job["queue"]),
         progress=tell,
         on_epoch=lambda metrics: ray.train.report(metrics),
         pulse=Pulse(world.rank),
+        **heard,
     )
+    outside.mark("services")
     with outside.pulse.beating(tell):
         folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
         return run(config, world, outside, folder, job["code_version"])
+
+
+def _listening(desk: Any, world: World, tell: Any) -> dict[str, Any]:
+    """Rank 0's part of the outside: it may be asked to save and stop, and says how its start went."""
+    ear = Ear(desk)
+    startup = Startup(lambda parts: tell({"say": describe(parts, ear.seconds(), world.size)}))
+    return {"stop_requested": ear.asked, "saved": ear.saved, "mark": startup.mark}
 
 
 def _log(queue: Any, row: dict[str, float], step: int) -> None:

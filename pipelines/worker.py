@@ -24,6 +24,7 @@ from pipelines import checkpoint as checkpoints
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader, open_loader
+from pipelines.errors import Stopped
 from pipelines.faults import fault_point
 from pipelines.measure import Measures
 from pipelines.network import build_network, build_optimizer, normalise
@@ -62,6 +63,7 @@ class Plan:
     outside: Outside
     train: BatchLoader
     val: BatchLoader
+    code_version: str
 
     @property
     def total(self) -> int:
@@ -82,10 +84,10 @@ def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_ve
     """
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(config.run.deterministic)
-    plan = _open_plan(config, world, outside, folder)
+    plan = _open_plan(config, world, outside, folder, code_version)
     try:
         state = _start(plan)
-        while state.position.step < plan.total:
+        while not _is_over(plan, state.position):
             _train_epoch(plan, state, code_version)
             _finish_epoch(plan, state)
             _commit(plan, state, code_version)
@@ -95,14 +97,20 @@ def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_ve
         plan.val.close()
 
 
+def _is_over(plan: Plan, position: Position) -> bool:
+    """Whether all is trained and validated: a checkpoint saved on request may lie between the two."""
+    return position.step == plan.total and position.offset == 0
+
+
 def _silent(_: str) -> None:
     """What the other ranks say."""
 
 
-def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path) -> Plan:
+def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path, code_version: str) -> Plan:
     open_split = partial(open_loader, folder, data=config.data, seed=config.seed, rank=world.rank, world=world.size)
     train, val = open_split("train"), open_split("val")
-    return Plan(config, world, outside, train, val)
+    outside.mark("loader")
+    return Plan(config, world, outside, train, val, code_version)
 
 
 def _start(plan: Plan) -> State:
@@ -112,11 +120,13 @@ def _start(plan: Plan) -> State:
     criterion = build_criterion(config, network, world.device)
     measures = Measures(network, config, world.sum, world.size)
     state = State(network, network, optimizer, criterion, measures, signs(network))
+    plan.outside.mark("network")
     found = checkpoints.load_newest(plan.outside.store, plan.outside.say if plan.is_main else _silent)
     if found is not None:
         _restore(state, found)
         if plan.is_main:
             plan.outside.say(f"resumed at step {found.position.step} of {plan.total}")
+    plan.outside.mark("checkpoint")
     if config.run.compile:
         network.compile()
     plan.outside.pulse.phase("gather")
@@ -148,20 +158,26 @@ def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Mod
 def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
     """Steps from the state's position to the end of the epoch, or of the run."""
     state.model.train()
+    if state.position.step == plan.total:
+        return
     state.window.restart()
     mark = plan.outside.pulse.phase
     mark("load", state.position.step + 1)
     for images, labels in plan.train.epoch(state.position.epoch, start_step=state.position.offset):
         fault_point(f"data.batch.rank{plan.world.rank}")
+        plan.outside.mark("first batch")
         with state.measures.step(ends_epoch=_ends_epoch(plan, state.position)):
             result = _step(plan, state, images, labels)
         state.window.add(result, len(labels))
         state.position = _next(state.position)
+        plan.outside.mark("first step")
         done = state.position.step
         if done % plan.config.run.log_every == 0 or done == plan.total:
             _report(plan, state)
         if done == plan.total:
             return
+        if plan.outside.stop_requested():
+            _save_and_stop(plan, state)
         every = plan.config.checkpoint.every
         if every and done % every == 0 and state.position.offset < plan.train.steps:
             state.window.pause()
@@ -288,20 +304,28 @@ def _validate(plan: Plan, state: State) -> dict[str, float]:
     return means(total)
 
 
-def _batches(plan: Plan, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(plan: Plan, state: State, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised batches on the device; rank 0 says how far it is where validation takes long."""
     said, steps = time.perf_counter(), plan.val.steps
     for step, (images, labels) in enumerate(raw):
         yield normalise(images, plan.config.data, plan.world.device), labels.to(plan.world.device)
         plan.outside.pulse.phase("validate")  # anew: it goes on
+        if plan.outside.stop_requested():
+            _save_and_stop(plan, state)
         if plan.is_main and time.perf_counter() - said > _SAY_EVERY_S:
             said = time.perf_counter()
             plan.outside.say(f"validating: batch {step + 1} of {steps}")
 
 
-def _commit(plan: Plan, state: State, code_version: str) -> None:
+def _save_and_stop(plan: Plan, state: State) -> None:
+    """Commit where the run is, tell who asked, and go no further. A validation that was cut begins again."""
+    plan.outside.saved(_commit(plan, state, plan.code_version))
+    raise Stopped(f"stopped on request at step {state.position.step}, with a checkpoint")
+
+
+def _commit(plan: Plan, state: State, code_version: str) -> str:
     if not plan.is_main:
-        return
+        return ""
     plan.outside.pulse.phase("commit")
     snapshot = Checkpoint(
         position=state.position,
@@ -315,3 +339,4 @@ def _commit(plan: Plan, state: State, code_version: str) -> None:
     name = checkpoints.save(plan.outside.store, snapshot)
     checkpoints.prune(plan.outside.store, plan.config.checkpoint.keep)
     plan.outside.progress({"say": f"checkpoint {plan.outside.store.uri}/{name}"})
+    return name

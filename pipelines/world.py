@@ -39,6 +39,9 @@ class Outside:
     progress: Callable[[dict[str, Any]], None]
     on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
     pulse: Pulse = field(default_factory=Pulse)  # marked by every rank
+    stop_requested: Callable[[], bool] = lambda: False  # looked at after each step: to save and stop, rank 0 only
+    saved: Callable[[str], None] = lambda _: None  # told the checkpoint saved on request; ends the worker
+    mark: Callable[[str], None] = lambda _: None  # told what has just been done, while the worker starts
 
     def say(self, line: str) -> None:
         """Show a line to whoever watches the run."""

@@ -38,10 +38,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _every_worker_has_an_image(self) -> RunConfig:
-        if self.data.batch_size < self.run.workers:
+        if self.data.batch_size < self.run.most_workers:
             raise ValueError(
                 f"data.batch_size is the global batch and must be at least run.workers: "
-                f"{self.data.batch_size} images for {self.run.workers} workers. Raise one or lower the other."
+                f"{self.data.batch_size} images for {self.run.most_workers} workers. Raise one or lower the other."
             )
         return self
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.config.section import NAME, Section
 
@@ -12,7 +12,11 @@ from pipelines.config.section import NAME, Section
 class ExecutionConfig(Section):
     """Where and how the run executes."""
 
-    workers: int = Field(1, ge=1, description="processes, one device each")
+    workers: int | tuple[int, int] = Field(
+        1,
+        description="processes, one device each; [min, max]: as many as there is room for at the time",
+    )
+    resize_every: float = Field(30.0, gt=0, description="seconds between looks for room for more workers, up to max")
     cpus_per_worker: int = Field(1, ge=1, description="cores that a worker computes with")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where Ray has any")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; state and weights stay fp32")
@@ -26,6 +30,29 @@ class ExecutionConfig(Section):
     )
     log_every: int = Field(20, ge=1, description="steps between progress lines and training metrics")
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _a_number_or_a_range(cls, workers: Any) -> Any:
+        least, most = workers if isinstance(workers, (list, tuple)) and len(workers) == 2 else (workers, workers)
+        if not all(type(each) is int for each in (least, most)) or not 1 <= least <= most:
+            raise ValueError("must be a number of workers, or [min, max] with 1 <= min <= max")
+        return workers
+
+    @property
+    def least_workers(self) -> int:
+        """Workers that a run starts with at the least; it waits for them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that a run takes at the most."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def worlds(self) -> range:
+        """Every number of workers that the run may have."""
+        return range(self.least_workers, self.most_workers + 1)
+
 
 class CheckpointConfig(Section):
     """When a checkpoint is committed, and where."""
@@ -33,6 +60,11 @@ class CheckpointConfig(Section):
     uri: str | None = Field(None, description="folder or s3://bucket/prefix; default <store>/checkpoints")
     every: int | None = Field(None, ge=1, description="steps; besides the end of each epoch")
     keep: int = Field(2, ge=1, description="committed checkpoints kept of a run")
+    grace: float = Field(
+        20.0,
+        ge=0,
+        description="seconds that a run which is stopped, resized or preempted may take to save a checkpoint",
+    )
 
 
 class TrackingConfig(Section):

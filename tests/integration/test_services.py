@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import boto3
@@ -74,6 +76,8 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
         assert (evaluated["top1"], evaluated["count"]) == (result["top1"], 21)
     assert '"aliases": ["champion"]' in _agmm("models", "list", "--json").stdout
 
+    _check_that_a_stopped_job_saves(recipe)
+
     exported = dict(line.removeprefix("export ").split("=", 1) for line in services.splitlines() if "=" in line)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, exported[name])
@@ -88,3 +92,14 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
     assert "planted-secret" not in wrong.stderr
     missing = _agmm("train", recipe, "--set", "checkpoint.uri=s3://no-such-bucket/x", code=1)
     assert "no-such-bucket" in missing.stderr
+
+
+def _check_that_a_stopped_job_saves(recipe):
+    words = ("agmm", "train", recipe, "--set", "optim.epochs=2000", "--set", "run.log_every=4")
+    job = re.search(r"Submitted (\S+):", _agmm("submit", "--detach", "--", *words).stderr)[1]
+    deadline = time.monotonic() + 120
+    while "step 8/" not in (log := _agmm("jobs", "logs", job).stdout):
+        assert time.monotonic() < deadline, log
+    _agmm("jobs", "stop", job)
+    while "interrupted: saved step-" not in (log := _agmm("jobs", "logs", job).stdout):
+        assert time.monotonic() < deadline, log

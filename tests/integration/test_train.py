@@ -63,6 +63,7 @@ def test_a_killed_worker_does_not_end_the_run(recipe, tmp_path):
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "resumed at step" in err
+    assert err.count("2 workers started in ") == 2
     result = json.loads(out)
     assert result["count"] == 21
     assert result["checkpoint"].endswith("step-000000096")
@@ -86,6 +87,7 @@ def test_interrupted_then_resumed(recipe, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert "interrupted: saved step-" in err
     assert out == ""
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive

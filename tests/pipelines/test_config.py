@@ -68,3 +68,10 @@ def test_every_field_says_what_it_is():
                 yield f"{path}{name}"
 
     assert list(undescribed(RunConfig, "")) == []
+
+
+@pytest.mark.parametrize(("workers", "worlds"), [(1, [1]), (3, [3]), ([1, 3], [1, 2, 3]), ((2, 2), [2])])
+def test_workers_are_a_number_or_a_range(tiny_tree, workers, worlds):
+    run = parse_config({**tiny_tree, "run": {"workers": workers}}, origin="test").run
+    assert list(run.worlds) == worlds
+    assert (run.least_workers, run.most_workers) == (worlds[0], worlds[-1])

@@ -37,6 +37,7 @@ def _runs(tmp_path):
     [
         ("data.batch_size=100", "48 training images do not fill one batch"),
         ("data.resolution=20", "crop=pad needs images of"),
+        ("run.workers=[1,4] data.augment.mix.mixup=0.2", "got 12 for 4 workers"),
         ("data.dataset=other", "other"),
         ("model.num_classes=4", "4"),
         ("model.arch=resnet20", "Unknown model 'resnet20'. Known: agmm_resnet18, agmm_resnet19"),
