@@ -91,7 +91,7 @@ def test_a_preempted_node_is_left_in_time_and_is_no_failure(cluster, start):
     _, at = _wait(log, process, r"step 40/", at)
     _drain(cluster, seconds=60)
     began = time.monotonic()
-    _, at = _wait(log, process, "takes the node of rank 1 away", at)
+    _, at = _wait(log, process, r"takes the node of rank \d away", at)
     resumed, at = _wait(log, process, r"resumed at step (\d+) ", at)
     saved = re.findall(r"checkpoint \S+step-0*(\d+)\n", log.read_text()[:at])
     assert resumed[1] == saved[-1]
