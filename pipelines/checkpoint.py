@@ -1,7 +1,10 @@
 """Committed checkpoints: files, then a manifest with their SHA-256, then a marker; readers trust what has all three.
 
-Layout below a run's address: `step-000000120/{model,optimizer,signs}.safetensors`, `state.json`, `manifest.json`,
-`COMMITTED`. The marker holds the manifest's own hash and is written last and deleted first.
+Layout below a run's address: `attempt-0002-step-000000120/{model,optimizer,signs}.safetensors`, `state.json`,
+`manifest.json`, `COMMITTED`. The marker holds the manifest's own hash and is written last and deleted first. Names sort
+by attempt (see `pipelines.attempts`), then by step: the newest checkpoint is the last.
+
+Generator states are not among the files: every rank's are set from (seed, step, rank) at every step.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipelines.attempts import Attempt
 from pipelines.errors import ServiceError
-from pipelines.storage import Store
+from pipelines.faults import fault_point
+from pipelines.storage import Store, sha256_in
+from pipelines.tensor_file import write_tensors
 
-_FORMAT = 1
-_PARTS = ("model", "optimizer", "signs")
+_FORMAT = 2
+PARTS = ("model", "optimizer", "signs")
+_PREFIX = "attempt-"
 _MARKER, _MANIFEST, _STATE = "COMMITTED", "manifest.json", "state.json"
 
 
@@ -38,7 +44,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on. Tensors are on the CPU."""
+    """All that a run needs to go on. Tensors are on the CPU.
+
+    signs: packed, as of the last validation. flips: counts of flips from step to step since then, by layer.
+    """
 
     position: Position
     model: dict[str, Tensor]
@@ -46,6 +55,7 @@ class Checkpoint:
     signs: dict[str, Tensor]
     config: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    flips: dict[str, int] = field(default_factory=dict)
     code_version: str = ""
 
 
@@ -71,24 +81,62 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
-def save(store: Store, checkpoint: Checkpoint) -> str:
-    """Commit a checkpoint; returns its name. Raises ServiceError where the store or the scratch disk fails."""
-    name = f"step-{checkpoint.position.step:09d}"
+def is_name(text: str) -> bool:
+    """Whether this could be a checkpoint's name."""
+    return text.startswith(_PREFIX)
+
+
+def save(attempt: Attempt, checkpoint: Checkpoint) -> str:
+    """Commit a checkpoint of an attempt and read it back; returns its name.
+
+    Raises Fenced where a newer attempt has been claimed; ServiceError where the store or the scratch disk fails.
+    """
+    store, name = attempt.store, f"{_PREFIX}{attempt.number:04d}-step-{checkpoint.position.step:09d}"
+    attempt.check()
     with tempfile.TemporaryDirectory(prefix="agmm-checkpoint-") as scratch:
         folder = Path(scratch)
         try:
-            _write_files(folder, checkpoint)
+            hashes = _write_files(folder, checkpoint, attempt.number)
         except OSError as error:
             raise ServiceError(f"Cannot write a checkpoint to {folder}: {error}. Free space, or set TMPDIR.") from error
         store.delete([f"{name}/{_MARKER}"])  # a damaged one of the same step may stand there
-        for file in (*sorted(_hashed(folder)), _MANIFEST, _MARKER):
-            store.put(folder / file, f"{name}/{file}")
+        for file in (*sorted(hashes), _MANIFEST):
+            _upload(store, folder / file, f"{name}/{file}")
+        attempt.check()  # a newer one may have come during the upload
+        _fault("checkpoint.commit")
+        store.put(folder / _MARKER, f"{name}/{_MARKER}")
+    _fault("checkpoint.verify")
+    verify(store, name)
     return name
+
+
+def _upload(store: Store, source: Path, key: str) -> None:
+    _fault("checkpoint.manifest" if source.name == _MANIFEST else "checkpoint.upload")
+    store.put(source, key)
+
+
+def _fault(point: str) -> None:
+    try:
+        fault_point(point)
+    except OSError as error:
+        raise ServiceError(f"{error} (AGMM_FAULTS)") from error
 
 
 def committed(store: Store) -> list[str]:
     """Names of committed checkpoints, oldest first."""
-    return sorted(key.split("/")[0] for key in store.keys("step-") if key.endswith(f"/{_MARKER}"))
+    return sorted(key.split("/")[0] for key in store.keys(_PREFIX) if key.endswith(f"/{_MARKER}"))
+
+
+def verify(store: Store, name: str) -> dict[str, Any]:
+    """Hash every file of a committed checkpoint where it is; returns its manifest.
+
+    Raises ServiceError naming the file that is missing or damaged.
+    """
+    described = _manifest(store, name)
+    for file, digest in described["sha256"].items():
+        if sha256_in(store, f"{name}/{file}") != digest:
+            raise ServiceError(_DAMAGED.format(f"{store.uri}/{name}/{file}"))
+    return described
 
 
 def load(store: Store, name: str) -> Checkpoint:
@@ -97,75 +145,83 @@ def load(store: Store, name: str) -> Checkpoint:
         folder = Path(scratch)
         _fetch_verified(store, name, folder)
         state = json.loads((folder / _STATE).read_text())
-        model, optimizer, signs = (load_file(folder / f"{part}.safetensors") for part in _PARTS)
+        model, optimizer, signs = (load_file(folder / f"{part}.safetensors") for part in PARTS)
     return Checkpoint(Position(**state.pop("position")), model, optimizer, signs, **state)
 
 
-def load_newest(store: Store, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest committed checkpoint that verifies; damaged ones are named through `say` and passed over."""
+def newest_usable(store: Store, say: Callable[[str], None]) -> str:
+    """Name of the newest committed checkpoint that verifies, empty where there is none; damaged ones are said."""
     for name in reversed(committed(store)):
         try:
-            return load(store, name)
+            verify(store, name)
         except ServiceError as error:
             say(f"checkpoint {name} is not usable, trying the one before: {error}")
-    return None
+        else:
+            return name
+    return ""
 
 
-def prune(store: Store, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints, each marker first, and what older uploads left behind."""
-    kept = committed(store)[-keep:]
-    if not kept:
-        return
-    old = {key.split("/")[0] for key in store.keys("step-")} - set(kept)
-    for name in sorted(name for name in old if name < kept[-1]):
+def prune(store: Store, keep: int, verified: str) -> None:
+    """Delete all but the newest `keep` committed checkpoints, each marker first, and what older uploads left behind.
+
+    verified: the newest that is known to be whole. It stays, and so does what is newer.
+    """
+    fault_point("checkpoint.prune")
+    kept = {*committed(store)[-keep:], verified}
+    old = {key.split("/")[0] for key in store.keys(_PREFIX)} - kept
+    for name in sorted(name for name in old if name < verified):
         store.delete([f"{name}/{_MARKER}"])
         store.delete(store.keys(f"{name}/"))
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    for part in _PARTS:
-        tensors = {name: value.contiguous() for name, value in getattr(checkpoint, part).items()}
-        write_tensors(tensors, folder / f"{part}.safetensors")
+_DAMAGED = "{} does not have the hash that was committed."
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint, attempt: int) -> dict[str, str]:
+    """Write all files, with manifest and marker; returns the hashes of those in the manifest."""
+    fault_point("checkpoint.write")
+    hashes = {
+        f"{part}.safetensors": write_tensors(getattr(checkpoint, part), folder / f"{part}.safetensors")
+        for part in PARTS
+    }
     state = {
         "position": asdict(checkpoint.position),
         "config": checkpoint.config,
         "metrics": checkpoint.metrics,
+        "flips": checkpoint.flips,
         "code_version": checkpoint.code_version,
     }
     (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-    manifest = json.dumps({"format": _FORMAT, "sha256": _hashed(folder)}, indent=1, sort_keys=True).encode()
+    hashes[_STATE] = sha256_of(folder / _STATE)
+    described = {"format": _FORMAT, "attempt": attempt, "sha256": hashes}
+    manifest = json.dumps(described, indent=1, sort_keys=True).encode()
     (folder / _MANIFEST).write_bytes(manifest)
     (folder / _MARKER).write_text(hashlib.sha256(manifest).hexdigest())
+    return hashes
 
 
-def _fetch_verified(store: Store, name: str, folder: Path) -> None:
+def _manifest(store: Store, name: str) -> dict[str, Any]:
+    """The manifest, once its own hash is the committed one."""
     manifest = store.read(f"{name}/{_MANIFEST}")
     if hashlib.sha256(manifest).hexdigest() != store.read(f"{name}/{_MARKER}").decode(errors="replace"):
-        raise ServiceError(f"{store.uri}/{name}/{_MANIFEST} does not have the hash that was committed.")
-    described = json.loads(manifest)
+        raise ServiceError(_DAMAGED.format(f"{store.uri}/{name}/{_MANIFEST}"))
+    described: dict[str, Any] = json.loads(manifest)
     if described["format"] != _FORMAT:
         raise ServiceError(
             f"{store.uri}/{name} has format {described['format']}; this version reads {_FORMAT}. "
             "Use the version that wrote it."
         )
-    for file, digest in described["sha256"].items():
+    for file in described["sha256"]:
         if Path(file).name != file:
             raise ServiceError(f"{store.uri}/{name}/{_MANIFEST} names a file outside its folder: {file!r}.")
+    return described
+
+
+def _fetch_verified(store: Store, name: str, folder: Path) -> None:
+    for file, digest in _manifest(store, name)["sha256"].items():
         store.get(f"{name}/{file}", folder / file)
         if sha256_of(folder / file) != digest:
-            raise ServiceError(f"{store.uri}/{name}/{file} does not have the hash that was committed.")
-
-
-def _hashed(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in folder.iterdir() if path.name not in (_MANIFEST, _MARKER)}
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises OSError where it cannot be written."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # what the library makes of a full disk
-        raise OSError(str(error)) from error
+            raise ServiceError(_DAMAGED.format(f"{store.uri}/{name}/{file}"))
 
 
 def sha256_of(path: Path) -> str:

@@ -22,7 +22,14 @@ class TrainingFailed(ServiceError):
 
 
 class Fenced(ServiceError):
-    """This attempt was overtaken by a newer one of the same run, which owns the run's state from now on."""
+    """This attempt was overtaken by a newer one of the same run, which owns the run's state from now on.
+
+    own: the newer one belongs to the same driver, so it is only this worker that ends.
+    """
+
+    def __init__(self, message: str, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.own = own
 
 
 def failure_of(cause: str) -> ServiceError:

@@ -20,7 +20,7 @@ Rows = dict[str, float]
 
 
 class Measures:
-    """The measures of one process's network, from epoch to epoch; nothing of them is part of a checkpoint.
+    """The measures of one process's network, from epoch to epoch. Of them a checkpoint holds the flips.
 
     Args:
         network: as built, not as DDP wraps it.
@@ -43,10 +43,14 @@ class Measures:
         self._firing: FiringMeter | None = None
         self._weight_gradients: dict[str, dict[str, float]] = {}
 
-    def restart(self) -> None:
-        """The network has other weights now: count flips from these."""
+    def restart(self, flips: Mapping[str, int]) -> None:
+        """The network has other weights now: count flips from these, on top of the counts of a checkpoint."""
         if self._flips:
-            self._flips.restart()
+            self._flips.restart(flips)
+
+    def flips(self) -> dict[str, int]:
+        """Flips from step to step in this epoch so far, for a checkpoint; empty where they are not counted."""
+        return self._flips.counts() if self._flips else {}
 
     @contextmanager
     def step(self, *, ends_epoch: bool) -> Iterator[None]:

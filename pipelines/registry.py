@@ -22,11 +22,12 @@ from torch import Tensor
 
 from agmm.models import SpikingNetwork
 from pipelines import checkpoint as checkpoints
-from pipelines.checkpoint import sha256_of, write_tensors
+from pipelines.checkpoint import sha256_of
 from pipelines.config import DataConfig, ModelConfig, RunConfig
 from pipelines.errors import ServiceError, UserError
 from pipelines.network import build_network
 from pipelines.storage import open_store
+from pipelines.tensor_file import write_tensors
 from pipelines.tracking import connect, explained
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _ready(tensors: dict[str, Tensor], card: ModelCard, uri: str) -> Model:
 
 def _from_checkpoint(uri: str) -> Model:
     base, _, name = uri.rstrip("/").rpartition("/")
-    if not name.startswith("step-"):
+    if not checkpoints.is_name(name):
         base, name = uri, ""
     store = open_store(base)
     known = checkpoints.committed(store)

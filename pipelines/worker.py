@@ -2,108 +2,65 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
-from agmm.loop import NotFinite, evaluate, means, train_step
-from agmm.losses import Criterion
-from agmm.metrics.flips import flip_ratio, pack_signs, signs, unpack_signs
+from agmm.loop import NotFinite, train_step
+from agmm.metrics.flips import signs
 from agmm.mixing import mix_images, mix_targets
 from agmm.optim import learning_rate, set_learning_rate
 from agmm.related import set_progress
-from pipelines import checkpoint as checkpoints
-from pipelines.checkpoint import Checkpoint, Position
+from pipelines.attempts import claim
+from pipelines.checkpoint import Position, load, newest_usable
 from pipelines.config import RunConfig
-from pipelines.data.loaders import BatchLoader, open_loader
-from pipelines.errors import Stopped
+from pipelines.data.loaders import open_loader
+from pipelines.epoch_end import finish_epoch
 from pipelines.faults import fault_point
+from pipelines.generators import seed_generators
+from pipelines.keeping import finish, keep, new_saver, save_and_stop
 from pipelines.measure import Measures
 from pipelines.network import build_network, build_optimizer, normalise
+from pipelines.state import Plan, State
 from pipelines.teacher import build_criterion
 from pipelines.window import Window
 from pipelines.world import Outside, World
-
-_SAY_EVERY_S = 10.0
-
-
-@dataclass
-class State:
-    """What changes during a run."""
-
-    network: nn.Module
-    model: nn.Module  # the network as DDP wraps it
-    optimizer: Optimizer
-    criterion: Criterion
-    measures: Measures
-    signs: dict[str, Tensor]
-    position: Position = Position()
-    metrics: dict[str, float] = field(default_factory=dict)
-    window: Window = field(default_factory=Window)
-    windows: int = 0  # reported by this process; the first holds the compilation of the loader
-    seconds: float = 0.0  # of training steps after the first window, and the images that they took
-    images: float = 0.0
-    val_seconds: float = 0.0  # of the last validation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What does not: the configuration, this process, the data, and how many steps there are."""
-
-    config: RunConfig
-    world: World
-    outside: Outside
-    train: BatchLoader
-    val: BatchLoader
-    code_version: str
-
-    @property
-    def total(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.config.total_steps(self.train.manifest.splits["train"].count)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank logs and writes."""
-        return self.world.rank == 0
 
 
 def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_version: str) -> dict[str, float]:
     """Train from the newest checkpoint, or from the start, to the end; returns the last metrics.
 
-    Every rank calls it, inside an initialised process group if there are several. Raises NotFinite before an update
-    with a NaN or infinite loss, ServiceError where a checkpoint cannot be stored.
+    Every rank calls it, inside an initialised process group if there are several.
+
+    Raises:
+        NotFinite: before an update with a loss or a gradient that is NaN or infinite.
+        Fenced: where a newer attempt of the run has been claimed.
+        Stopped: after a checkpoint that was asked for.
+        ServiceError: where no checkpoint could be stored for `checkpoint.max_age`, or none can be read.
+
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # of the weights
     torch.use_deterministic_algorithms(config.run.deterministic)
     plan = _open_plan(config, world, outside, folder, code_version)
+    state = None
     try:
         state = _start(plan)
-        while not _is_over(plan, state.position):
-            _train_epoch(plan, state, code_version)
-            _finish_epoch(plan, state)
-            _commit(plan, state, code_version)
+        while not plan.is_over(state.position):
+            _train_epoch(plan, state)
+            finish_epoch(plan, state)
+            state.is_due = True
+            keep(plan, state)
+        finish(plan, state)
         return state.metrics
     finally:
+        if state is not None and state.saver is not None:
+            state.saver.close()
         plan.train.close()
         plan.val.close()
-
-
-def _is_over(plan: Plan, position: Position) -> bool:
-    """Whether all is trained and validated: a checkpoint saved on request may lie between the two."""
-    return position.step == plan.total and position.offset == 0
-
-
-def _silent(_: str) -> None:
-    """What the other ranks say."""
 
 
 def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path, code_version: str) -> Plan:
@@ -121,11 +78,7 @@ def _start(plan: Plan) -> State:
     measures = Measures(network, config, world.sum, world.size)
     state = State(network, network, optimizer, criterion, measures, signs(network))
     plan.outside.mark("network")
-    found = checkpoints.load_newest(plan.outside.store, plan.outside.say if plan.is_main else _silent)
-    if found is not None:
-        _restore(state, found)
-        if plan.is_main:
-            plan.outside.say(f"resumed at step {found.position.step} of {plan.total}")
+    _resume(plan, state)
     plan.outside.mark("checkpoint")
     if config.run.compile:
         network.compile()
@@ -134,12 +87,18 @@ def _start(plan: Plan) -> State:
     return state
 
 
-def _restore(state: State, found: Checkpoint) -> None:
-    state.network.load_state_dict(found.model)
-    checkpoints.restore_optimizer(state.optimizer, found.optimizer)
-    state.measures.restart()
-    state.signs = unpack_signs(found.signs, state.network)
-    state.position, state.metrics = found.position, dict(found.metrics)
+def _resume(plan: Plan, state: State) -> None:
+    """Claim an attempt, and have all ranks go on from the checkpoint that rank 0 finds."""
+    store, name = plan.outside.store, ""
+    if plan.is_main:
+        attempt = claim(store, plan.outside.session)
+        name = newest_usable(store, plan.outside.say)
+        state.saver = new_saver(plan, attempt)
+    name = plan.world.share(name)
+    if name:
+        state.restore(load(store, name))
+        if plan.is_main:
+            plan.outside.say(f"resumed at step {state.position.step} of {plan.total}")
 
 
 def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Module:
@@ -155,7 +114,7 @@ def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Mod
     )
 
 
-def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
+def _train_epoch(plan: Plan, state: State) -> None:
     """Steps from the state's position to the end of the epoch, or of the run."""
     state.model.train()
     if state.position.step == plan.total:
@@ -177,16 +136,14 @@ def _train_epoch(plan: Plan, state: State, code_version: str) -> None:
         if done == plan.total:
             return
         if plan.outside.stop_requested():
-            _save_and_stop(plan, state)
-        every = plan.config.checkpoint.every
-        if every and done % every == 0 and state.position.offset < plan.train.steps:
-            state.window.pause()
-            _commit(plan, state, code_version)
-            state.window.restart()
+            save_and_stop(plan, state)
+        if state.position.offset < plan.train.steps:
+            keep(plan, state)
         mark("load", done + 1)
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:
+    seed_generators(plan.config.seed, state.position.step, plan.world.rank)
     set_progress(state.network, state.position.step / plan.total)
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
     try:
@@ -264,79 +221,3 @@ def _seconds_left(plan: Plan, state: State, speed: float) -> float:
     steps = plan.total - state.position.step
     validations = -(-steps // plan.train.steps)
     return steps * plan.config.data.batch_size / speed + validations * state.val_seconds
-
-
-def _finish_epoch(plan: Plan, state: State) -> None:
-    """Validate on all images, measure flips, and step into the next epoch."""
-    state.window.pause()
-    started = time.perf_counter()
-    result = _validate(plan, state)  # leaves the pulse in `gather`
-    state.val_seconds = time.perf_counter() - started
-    now = signs(state.network)
-    flips, state.signs = flip_ratio(state.signs, now), now
-    measured = state.measures.row(flips)  # every rank takes part
-    speed = {"images_per_second": state.images / state.seconds} if state.seconds else {}
-    best = max(result["top1"], state.metrics.get("best_top1", 0.0))
-    state.metrics = state.metrics | result | {"best_top1": best, "flips": flips["total"]} | speed
-    state.position = replace(state.position, epoch=state.position.epoch + 1, offset=0)
-    if plan.is_main:
-        row = {f"val/{key}": result[key] for key in ("loss", "top1", "top5")} | {"val/best_top1": best}
-        plan.outside.log(row | measured, state.position.step)
-        plan.outside.say(
-            f"epoch {state.position.epoch}: val top1 {result['top1']:.4f}  top5 {result['top5']:.4f}  "
-            f"loss {result['loss']:.4f}  flips {flips['total']:.4f}"
-        )
-    plan.outside.on_epoch(state.metrics)
-
-
-def _validate(plan: Plan, state: State) -> dict[str, float]:
-    mark = plan.outside.pulse.phase
-    mark("gather")
-    if plan.world.size > 1:  # rank 0's running statistics count, as they do in the checkpoint
-        for buffer in state.network.buffers():
-            dist.broadcast(buffer, 0)
-    mark("validate")
-    with state.measures.validation():
-        sums = evaluate(state.network, _batches(plan, plan.val.epoch(0)), precision=plan.config.run.precision)
-    mark("gather")
-    total = dict(zip(sums, plan.world.sum(list(sums.values())), strict=True))
-    assert total["count"] == plan.val.samples, f"validated {total['count']} of {plan.val.samples} images"
-    return means(total)
-
-
-def _batches(plan: Plan, state: State, raw: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised batches on the device; rank 0 says how far it is where validation takes long."""
-    said, steps = time.perf_counter(), plan.val.steps
-    for step, (images, labels) in enumerate(raw):
-        yield normalise(images, plan.config.data, plan.world.device), labels.to(plan.world.device)
-        plan.outside.pulse.phase("validate")  # anew: it goes on
-        if plan.outside.stop_requested():
-            _save_and_stop(plan, state)
-        if plan.is_main and time.perf_counter() - said > _SAY_EVERY_S:
-            said = time.perf_counter()
-            plan.outside.say(f"validating: batch {step + 1} of {steps}")
-
-
-def _save_and_stop(plan: Plan, state: State) -> None:
-    """Commit where the run is, tell who asked, and go no further. A validation that was cut begins again."""
-    plan.outside.saved(_commit(plan, state, plan.code_version))
-    raise Stopped(f"stopped on request at step {state.position.step}, with a checkpoint")
-
-
-def _commit(plan: Plan, state: State, code_version: str) -> str:
-    if not plan.is_main:
-        return ""
-    plan.outside.pulse.phase("commit")
-    snapshot = Checkpoint(
-        position=state.position,
-        model=checkpoints.model_tensors(state.network),
-        optimizer=checkpoints.optimizer_tensors(state.optimizer),
-        signs=pack_signs(state.signs),
-        config=plan.config.model_dump(mode="json"),
-        metrics=state.metrics,
-        code_version=code_version,
-    )
-    name = checkpoints.save(plan.outside.store, snapshot)
-    checkpoints.prune(plan.outside.store, plan.config.checkpoint.keep)
-    plan.outside.progress({"say": f"checkpoint {plan.outside.store.uri}/{name}"})
-    return name

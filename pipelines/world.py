@@ -29,6 +29,14 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
+    def share(self, text: str) -> str:
+        """Rank 0's text, on all ranks."""
+        if self.size == 1:
+            return text
+        texts = [text]
+        dist.broadcast_object_list(texts, 0, device=self.device)
+        return texts[0]
+
 
 @dataclass(frozen=True)
 class Outside:
@@ -38,6 +46,8 @@ class Outside:
     log: Callable[[dict[str, float], int], None]
     progress: Callable[[dict[str, Any]], None]
     on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
+    session: str = ""  # names the driver that the workers belong to
+    tag: Callable[[str, str], None] = lambda _key, _value: None  # tells the run something by name, from any thread
     pulse: Pulse = field(default_factory=Pulse)  # marked by every rank
     stop_requested: Callable[[], bool] = lambda: False  # looked at after each step: to save and stop, rank 0 only
     saved: Callable[[str], None] = lambda _: None  # told the checkpoint saved on request; ends the worker

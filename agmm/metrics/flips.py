@@ -1,6 +1,7 @@
 """How often weight signs flip (Eq. 8), per layer: between two snapshots, and from step to step."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,22 +39,31 @@ def log_flip_ratio(ratio: float) -> float:
     return math.log(ratio + math.exp(-9))
 
 
-class FlipCounter:
-    """Counts sign flips from one optimiser step to the next, on the weights' device: one that flips back counts twice.
+_STEPS = "steps"
 
-    The count is no part of a checkpoint: a run that resumes counts from there on.
-    """
+
+class FlipCounter:
+    """Counts sign flips from one step to the next, on the weights' device; one that flips back counts twice."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = signed_layers(model)
         self.restart()
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Forget the flips counted so far, and count from the weights as they are now."""
-        self.steps = 0
+    def restart(self, counts: Mapping[str, int] | None = None) -> None:
+        """Count from the weights as they are now, on top of `counts` that an earlier counter gave."""
+        counts = counts or {}
+        self.steps = counts.get(_STEPS, 0)
         self._before = [_positive(layer) for layer in self._layers.values()]
-        self._flips = [torch.zeros((), dtype=torch.int64, device=sign.device) for sign in self._before]
+        self._flips = [
+            torch.tensor(counts.get(name, 0), dtype=torch.int64, device=sign.device)
+            for name, sign in zip(self._layers, self._before, strict=True)
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Flips of each layer since the last restart, and the `steps` that they took: what `restart` goes on from."""
+        flips = torch.stack(self._flips).tolist() if self._flips else []
+        return dict(zip(self._layers, flips, strict=True)) | {_STEPS: self.steps}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -66,7 +76,7 @@ class FlipCounter:
 
     def ratio(self) -> dict[str, float]:
         """Flips / N / steps of each layer since the last restart, and of all layers together as `total`."""
-        flips = dict(zip(self._layers, torch.stack(self._flips).tolist() if self._flips else [], strict=True))
+        flips = self.counts()
         ratios = _per_weight(flips, {name: layer.weight.numel() for name, layer in self._layers.items()})
         return {name: value / max(1, self.steps) for name, value in ratios.items()}
 
@@ -87,7 +97,7 @@ def latent_weights(model: nn.Module) -> dict[str, dict[str, float]]:
 
 def _per_weight(sums: dict[str, Any], sizes: dict[str, int]) -> dict[str, float]:
     ratios = {name: sums[name] / sizes[name] for name in sizes}
-    return ratios | {"total": sum(sums.values()) / max(1, sum(sizes.values()))}
+    return ratios | {"total": sum(sums[name] for name in sizes) / max(1, sum(sizes.values()))}
 
 
 def pack_signs(snapshot: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -60,6 +60,11 @@ class CheckpointConfig(Section):
     uri: str | None = Field(None, description="folder or s3://bucket/prefix; default <store>/checkpoints")
     every: int | None = Field(None, ge=1, description="steps; besides the end of each epoch")
     keep: int = Field(2, ge=1, description="committed checkpoints kept of a run")
+    max_age: float = Field(
+        3600.0,
+        gt=0,
+        description="seconds that the newest committed one may grow old while storing fails; then the run ends",
+    )
     grace: float = Field(
         20.0,
         ge=0,

@@ -1,6 +1,7 @@
 """One rank of a run without Ray: `python distributed_run.py RECIPE RANK WORLD RENDEZVOUS [DIE_AFTER_COMMITS]`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,11 +22,11 @@ def main(recipe, rank, world, rendezvous, die_after=0):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     config, commits, real_save = load_recipe(recipe), [], checkpoints.save
 
-    def save(store, snapshot):
-        commits.append(real_save(store, snapshot))
+    def save(attempt, snapshot):
+        commits.append(real_save(attempt, snapshot))
         if len(commits) == die_after:
             print("died on purpose", flush=True)
-            sys.exit(9)
+            os._exit(9)
         return commits[-1]
 
     def build(model):

@@ -4,6 +4,7 @@ import torch
 from agmm.metrics.flips import pack_signs, signs
 from agmm.optim import make_optimizer
 from pipelines import checkpoint as checkpoints
+from pipelines.attempts import claim
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.errors import ServiceError
 from pipelines.network import build_network
@@ -15,6 +16,12 @@ FILES = ["model.safetensors", "optimizer.safetensors", "signs.safetensors", "sta
 @pytest.fixture
 def store(tmp_path):
     return open_store(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def first(store):
+    """The run's first attempt."""
+    return claim(store, "a driver")
 
 
 @pytest.fixture
@@ -40,9 +47,9 @@ def _checkpoint(trained, step=7):
     )
 
 
-def test_round_trip(store, trained, tiny_config):
+def test_round_trip(store, first, trained, tiny_config):
     saved = _checkpoint(trained)
-    name = checkpoints.save(store, saved)
+    name = checkpoints.save(first, saved)
     loaded = checkpoints.load(store, name)
     for part in ("model", "optimizer", "signs"):
         before, after = getattr(saved, part), getattr(loaded, part)
@@ -60,10 +67,10 @@ def test_round_trip(store, trained, tiny_config):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_file_is_refused_and_the_one_before_is_used(store, trained, tmp_path, file, damage):
-    checkpoints.save(store, _checkpoint(trained, 7))
-    checkpoints.save(store, _checkpoint(trained, 8))
-    path = tmp_path / "run" / "step-000000008" / file
+def test_a_damaged_file_is_refused_and_the_one_before_is_used(store, first, trained, tmp_path, file, damage):
+    checkpoints.save(first, _checkpoint(trained, 7))
+    checkpoints.save(first, _checkpoint(trained, 8))
+    path = tmp_path / "run" / "attempt-0001-step-000000008" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "remove":
@@ -71,15 +78,15 @@ def test_a_damaged_file_is_refused_and_the_one_before_is_used(store, trained, tm
     else:
         path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
     if (file, damage) != ("COMMITTED", "remove"):
-        with pytest.raises(ServiceError, match="step-000000008"):
-            checkpoints.load(store, "step-000000008")
+        with pytest.raises(ServiceError, match="attempt-0001-step-000000008"):
+            checkpoints.load(store, "attempt-0001-step-000000008")
     said = []
-    assert checkpoints.load_newest(store, said.append).position.step == 7
+    assert checkpoints.newest_usable(store, said.append) == "attempt-0001-step-000000007"
     assert len(said) == (0 if (file, damage) == ("COMMITTED", "remove") else 1)
 
 
-def test_an_upload_that_breaks_off_is_never_read(store, trained, monkeypatch):
-    checkpoints.save(store, _checkpoint(trained, 7))
+def test_an_upload_that_breaks_off_is_never_read(store, first, trained, monkeypatch):
+    checkpoints.save(first, _checkpoint(trained, 7))
     real_put = store.put
 
     def put(source, key):
@@ -89,19 +96,19 @@ def test_an_upload_that_breaks_off_is_never_read(store, trained, monkeypatch):
 
     monkeypatch.setattr(store, "put", put)
     with pytest.raises(ServiceError, match="gone"):
-        checkpoints.save(store, _checkpoint(trained, 8))
-    assert checkpoints.committed(store) == ["step-000000007"]
+        checkpoints.save(first, _checkpoint(trained, 8))
+    assert checkpoints.committed(store) == ["attempt-0001-step-000000007"]
 
 
-def test_pruning_keeps_the_newest(store, trained):
+def test_pruning_keeps_the_newest(store, first, trained):
     for step in (6, 7, 8, 9):
-        checkpoints.save(store, _checkpoint(trained, step))
-    store.delete(["step-000000006/COMMITTED"])  # as an upload that broke off
-    checkpoints.prune(store, keep=2)
-    assert checkpoints.committed(store) == ["step-000000008", "step-000000009"]
-    assert not store.keys("step-000000006")
-    assert not store.keys("step-000000007")
+        checkpoints.save(first, _checkpoint(trained, step))
+    store.delete(["attempt-0001-step-000000006/COMMITTED"])  # as an upload that broke off
+    checkpoints.prune(store, 2, "attempt-0001-step-000000009")
+    assert checkpoints.committed(store) == ["attempt-0001-step-000000008", "attempt-0001-step-000000009"]
+    assert not store.keys("attempt-0001-step-000000006")
+    assert not store.keys("attempt-0001-step-000000007")
 
 
 def test_no_checkpoint_is_no_checkpoint(store):
-    assert checkpoints.load_newest(store, print) is None
+    assert checkpoints.newest_usable(store, print) == ""

@@ -81,7 +81,7 @@ def test_unequal_slices_weigh_by_their_size(launch, tmp_path):
     launch(1, tmp_path / "one", **sections)
     launch(2, tmp_path / "two", **sections)
     one, two = (
-        checkpoints.load(open_store(str(tmp_path / name)), "step-000000001").model["head.bias"]
+        checkpoints.load(open_store(str(tmp_path / name)), "attempt-0001-step-000000001").model["head.bias"]
         for name in ("one", "two")
     )
     assert one.abs().max() > 0.01

@@ -5,6 +5,7 @@ import torch
 
 from pipelines import checkpoint as checkpoints
 from pipelines import registry, tracking
+from pipelines.attempts import claim
 from pipelines.checkpoint import Checkpoint, Position
 from pipelines.errors import ServiceError, UserError
 from pipelines.network import build_network, normalise
@@ -91,7 +92,7 @@ def test_a_checkpoint_is_a_model(tiny_config, network, tmp_path):
     snapshot = Checkpoint(
         Position(), checkpoints.model_tensors(network), {}, {}, config=tiny_config.model_dump(mode="json")
     )
-    name = checkpoints.save(store, snapshot)
+    name = checkpoints.save(claim(store, "a driver"), snapshot)
     for uri in (store.uri, f"{store.uri}/{name}"):
         model = registry.load_model(uri, "")
         np.testing.assert_array_equal(

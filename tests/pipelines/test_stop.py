@@ -52,7 +52,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny_tree, tmp_path, stop_afte
     config = parse_config({**tiny_tree, "optim": {"lr": 0.1, "epochs": 2}}, origin="test")
     none, (name,) = _run(config, tmp_path / "cut", stop_after)
     assert none is None
-    assert name == f"step-{step:09d}"
+    assert name == f"attempt-0001-step-{step:09d}"
     position = _newest(tmp_path / "cut").position
     assert (position.offset, position.step) == (offset, step)
     metrics, saved = _run(config, tmp_path / "cut")
@@ -70,7 +70,7 @@ def test_stopped_in_the_last_validation_of_a_run_cut_by_max_steps(tiny_tree, tmp
     """All is trained, not all validated: the resume validates, and trains no further."""
     config = parse_config({**tiny_tree, "optim": {"lr": 0.1, "epochs": 2, "max_steps": 2}}, origin="test")
     _, saved = _run(config, tmp_path / "cut", stop_after=2)
-    assert saved == ["step-000000002"]
+    assert saved == ["attempt-0001-step-000000002"]
     metrics, _ = _run(config, tmp_path / "cut")
     assert metrics["count"] == 21
     straight, _ = _run(config, tmp_path / "straight")

@@ -65,7 +65,9 @@ def test_it_learns_logs_and_commits(tiny_config, tmp_path):
     steps = [item for item in shown if "say" not in item]
     assert [item["step"] for item in steps] == sorted(rows)
     assert {"epoch", "total", "loss", "images_per_second", "eta"} <= steps[0].keys()
-    assert checkpoints.committed(open_store(str(tmp_path / "a"))) == [f"step-{4 * i:09d}" for i in (1, 2, 3, 4)]
+    assert checkpoints.committed(open_store(str(tmp_path / "a"))) == [
+        f"attempt-0001-step-{4 * i:09d}" for i in (1, 2, 3, 4)
+    ]
 
 
 def _counted(row, prefix):
@@ -140,8 +142,8 @@ def _cut_and_compare(config, tmp_path, monkeypatch, cut_after):
 
     saves, real_save = [], checkpoints.save
 
-    def save_then_die(store, snapshot):
-        saves.append(real_save(store, snapshot))
+    def save_then_die(attempt, snapshot):
+        saves.append(real_save(attempt, snapshot))
         if len(saves) == cut_after:
             raise _Cut
 
