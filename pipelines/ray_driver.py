@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
@@ -53,7 +54,12 @@ def fit(config: RunConfig, run: Opened, folder: Path, steps: int, say: Say) -> d
         ServiceError: where a worker fails in a foreseen way, or too many workers are lost.
 
     """
-    watched = board.Board({"metrics": lambda item: run.journal.log(item["metrics"], item["step"])})
+    watched = board.Board(
+        {
+            "metrics": lambda item: run.journal.log(item["metrics"], item["step"]),
+            "tag": lambda item: run.journal.tag(item["tag"], item["value"]),
+        }
+    )
     try:
         with _ray(config, say), board.shown(watched, steps), _watchdog(watched, run.journal):
             return _fit(config, run.id, folder, watched, say)
@@ -84,6 +90,7 @@ def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board, say
     job = {
         "config": config.model_dump(mode="json"),
         "run_id": run_id,
+        "session": uuid.uuid4().hex,
         "folder": str(folder),
         "code_version": code_version(),
         "queue": watched.queue,

@@ -11,6 +11,7 @@ from pipelines.causes import brief, foreseen
 from pipelines.config import RunConfig
 from pipelines.data.staging import staged
 from pipelines.desk import Ear
+from pipelines.errors import Fenced
 from pipelines.faults import fault_point
 from pipelines.pulse import Pulse
 from pipelines.startup import Startup, describe
@@ -22,7 +23,7 @@ _PATIENCE_S = 3.0  # with a driver that is behind, before a row is dropped
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, float]:
-    """Train one rank of a run. `job`: config, run_id, folder, code_version, the board's queue and the desk.
+    """Train one rank of a run. `job`: config, run_id, session, folder, code_version, the board's queue and the desk.
 
     A foreseen failure, which a restart would meet again, ends the run through the board. Anything else is said, and
     Ray Train restarts the workers.
@@ -30,6 +31,10 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
     tell = partial(board.send, job["queue"])
     try:
         return _train(job, tell)
+    except Fenced as error:
+        # overtaken by a restart of its own run, it is a leftover that nobody misses
+        tell({"say": str(error)} if error.own else {"failed": f"Fenced: {error}"})
+        raise
     except Exception as error:
         if reason := foreseen(error):
             tell({"failed": reason})
@@ -53,6 +58,8 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
         store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
         log=partial(_log, job["queue"]),
         progress=tell,
+        session=job["session"],
+        tag=lambda key, value: tell({"tag": key, "value": value}),
         on_epoch=lambda metrics: ray.train.report(metrics),
         pulse=Pulse(world.rank),
         **heard,

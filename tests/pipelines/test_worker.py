@@ -65,9 +65,9 @@ def test_it_learns_logs_and_commits(tiny_config, tmp_path):
     steps = [item for item in shown if "say" not in item]
     assert [item["step"] for item in steps] == sorted(rows)
     assert {"epoch", "total", "loss", "images_per_second", "eta"} <= steps[0].keys()
-    assert checkpoints.committed(open_store(str(tmp_path / "a"))) == [
-        f"attempt-0001-step-{4 * i:09d}" for i in (1, 2, 3, 4)
-    ]
+    committed = checkpoints.committed(open_store(str(tmp_path / "a")))
+    assert committed[-1] == "attempt-0001-step-000000016"
+    assert set(committed) <= {f"attempt-0001-step-{4 * i:09d}" for i in (1, 2, 3, 4)}
 
 
 def _counted(row, prefix):
