@@ -53,8 +53,10 @@ def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_ve
             _train_epoch(plan, state)
             finish_epoch(plan, state)
             state.is_due = True
-            keep(plan, state)
-        finish(plan, state)
+            if not plan.is_over(state.position):
+                keep(plan, state)
+        if state.is_due:  # not where a run was resumed that had only to be registered
+            finish(plan, state)
         return state.metrics
     finally:
         if state is not None and state.saver is not None:

@@ -36,7 +36,7 @@ def recipe(tiny_tree, tmp_path):
 
 def _wait_for_checkpoint(folder, process):
     deadline = time.monotonic() + 120
-    while not list(folder.glob("*/step-*/COMMITTED")):
+    while not list(folder.glob("*/attempt-*/COMMITTED")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -66,7 +66,7 @@ def test_a_killed_worker_does_not_end_the_run(recipe, tmp_path):
     assert err.count("2 workers started in ") == 2
     result = json.loads(out)
     assert result["count"] == 21
-    assert result["checkpoint"].endswith("step-000000096")
+    assert result["checkpoint"].endswith("-step-000000096")
     client = tracking.connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.get_run(result["run_id"])
     assert run.info.status == "FINISHED"
@@ -87,7 +87,7 @@ def test_interrupted_then_resumed(recipe, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "interrupted: saved step-" in err
+    assert "interrupted: saved attempt-0001-step-" in err
     assert out == ""
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
