@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -77,9 +78,9 @@ class Journal:
         return self._end({"abandon": self._session}, wait_s)
 
     def _end(self, operation: Mapping[str, Any], wait_s: float) -> bool:
-        self._append(operation)
+        kept = self._append(operation)
         self._over = True
-        self._scribe.let_go()
+        self._scribe.let_go(b"" if kept else json.dumps(operation).encode())
         if not self.flush(wait_s):
             self._scribe.leave()
             self._say(
@@ -92,12 +93,15 @@ class Journal:
         self._scribe.leave()
         return True
 
-    def _append(self, operation: Mapping[str, Any]) -> None:
+    def _append(self, operation: Mapping[str, Any]) -> bool:
+        """Keep a line; returns whether it is kept."""
         if self._over:
-            return
+            return False
+        kept = False
         try:
             with self._lock:
                 self._spool.append(operation)
+            kept = True
         except OSError as error:
             self._lost += 1
             if self._lost == 1:
@@ -105,6 +109,7 @@ class Journal:
                     f"What is logged cannot be kept, and the run goes on without: {error}. Make room on that disk."
                 )
         self._scribe.watch()
+        return kept
 
 
 class _ScribeProcess:
@@ -115,7 +120,7 @@ class _ScribeProcess:
         self._link: socket.socket | None = None  # its standard input; either end sees the other one go
         self._starter: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._let_go = False
+        self._last_words: bytes | None = None  # None: the driver goes on
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -134,8 +139,8 @@ class _ScribeProcess:
             return
         mine.setblocking(False)
         self._link = mine
-        if self._let_go:
-            _end_writing(mine)
+        if self._last_words is not None:
+            _end_writing(mine, self._last_words)
 
     def watch(self) -> None:
         """Start it again where it has died."""
@@ -146,12 +151,12 @@ class _ScribeProcess:
             self._say(f"the process that sends metrics to MLflow has ended, another is started; see {self._spool.log}")
             self.start()
 
-    def let_go(self) -> None:
-        """Tell it that nothing more comes."""
+    def let_go(self, last_words: bytes) -> None:
+        """Tell it that nothing more comes, and what could not be put on disk."""
         with self._lock:
-            self._let_go = True
+            self._last_words = last_words
             if self._link is not None:
-                _end_writing(self._link)
+                _end_writing(self._link, last_words)
 
     def has_left(self, timeout_s: float) -> bool:
         """Wait for it to end by itself; returns whether it has."""
@@ -185,8 +190,9 @@ class _ScribeProcess:
             self._starter.wait()  # it ended when the scribe was on its own
 
 
-def _end_writing(link: socket.socket) -> None:
+def _end_writing(link: socket.socket, last_words: bytes) -> None:
     with suppress(OSError):  # the other end has gone before
+        link.sendall(last_words)
         link.shutdown(socket.SHUT_WR)
 
 

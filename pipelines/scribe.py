@@ -6,11 +6,13 @@ the driver could not. MLflow being slow, locked or away costs nobody but this pr
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from filelock import Timeout
 
@@ -34,13 +36,23 @@ class _Link:
 
     def __init__(self) -> None:
         self.lost_at = 0.0  # monotonic; 0: it lives
+        self._words = b""
 
     def wait(self, seconds: float) -> None:
         """Wait, or until the driver ends."""
         if self.lost_at:
             time.sleep(seconds)
-        elif select.select([0], [], [], seconds)[0] and not os.read(0, 1024):
-            self.lost_at = time.monotonic()
+        elif select.select([0], [], [], seconds)[0]:
+            words = os.read(0, 1 << 16)
+            self._words += words
+            self.lost_at = 0.0 if words else time.monotonic()
+
+    def last_words(self) -> dict[str, Any] | None:
+        """The end of the session as the driver told it here, because its disk did not take it."""
+        try:
+            return dict(json.loads(self._words))
+        except ValueError:
+            return None
 
     def patience_is_over(self) -> bool:
         """Whether nobody has been waiting for long."""
@@ -98,7 +110,7 @@ class Scribe:
             self._beaten_at = time.monotonic()
 
     def _close_for_the_driver(self) -> bool:
-        close = close_of(self._session, "FAILED", LOST)
+        close = self._link.last_words() or close_of(self._session, "FAILED", LOST)
         try:
             self._spool.append(close)
         except OSError:  # a full disk may be what ended the driver

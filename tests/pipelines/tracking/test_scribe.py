@@ -1,6 +1,7 @@
 """What a run logs arrives once, whatever dies or stops on the way: real processes, SQLite files and servers."""
 
 import math
+import resource
 import sqlite3
 import time
 
@@ -136,6 +137,24 @@ def test_a_key_that_mlflow_refuses_costs_itself_only(parts, store):
     assert parts.steps(client, run_id, "good") == [5]
     assert "refuses no such; key of step 5" in Spool(run_id).log.read_text()
     journal.close("FINISHED", wait_s=30)
+
+
+def test_a_full_disk_costs_rows_and_not_the_state(parts, store):
+    client, run_id = parts.open_run(store)
+    said = []
+    journal = parts.journal_of(run_id, store, said)
+    _log(journal, 1, 10)
+    assert journal.flush(60)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (Spool(run_id).size(), limits[1]))
+    try:
+        _log(journal, 11, 20)
+        journal.close("KILLED", "SIGTERM", wait_s=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len([line for line in said if "cannot be kept" in line]) == 1
+    parts.wait_for(lambda: parts.state(client, run_id) == ("KILLED", "SIGTERM"))
+    _assert_once(parts, client, run_id, last=10)
 
 
 def test_a_row_of_more_keys_than_a_request_takes(parts, store):
