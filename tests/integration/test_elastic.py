@@ -72,14 +72,14 @@ def test_a_run_goes_on_with_fewer_workers_and_then_with_more(cluster, start):
     _, at = _wait(log, process, "going on with 2 workers", at)
     start_of_resize = at
     resumed, at = _wait(log, process, r"resumed at step (\d+) ", at)
-    saved = re.findall(r"checkpoint \S+step-0*(\d+)\n", log.read_text()[start_of_resize:at])
+    saved = re.findall(r"checkpoint \S+-step-0*(\d+)\n", log.read_text()[start_of_resize:at])
     assert resumed[1] == saved[-1], "a resize on purpose loses no step"
     _, at = _wait(log, process, "2 workers started", at)
     print(f"fewer after {fewer:.1f} s, more after {time.monotonic() - began:.1f} s")
     _, at = _wait(log, process, r"epoch \d+/", at)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
-    saved, _ = _wait(log, process, r"interrupted: saved step-0*(\d+)", at)
+    saved, _ = _wait(log, process, r"interrupted: saved attempt-\d+-step-0*(\d+)", at)
     assert int(saved[1]) > int(resumed[1])
     assert "Traceback" not in log.read_text()
 
@@ -93,7 +93,7 @@ def test_a_preempted_node_is_left_in_time_and_is_no_failure(cluster, start):
     began = time.monotonic()
     _, at = _wait(log, process, r"takes the node of rank \d away", at)
     resumed, at = _wait(log, process, r"resumed at step (\d+) ", at)
-    saved = re.findall(r"checkpoint \S+step-0*(\d+)\n", log.read_text()[:at])
+    saved = re.findall(r"checkpoint \S+-step-0*(\d+)\n", log.read_text()[:at])
     assert resumed[1] == saved[-1]
     _, at = _wait(log, process, "1 worker started", at)
     assert time.monotonic() - began < 60, "it waited for the node's end"

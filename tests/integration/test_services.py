@@ -101,5 +101,5 @@ def _check_that_a_stopped_job_saves(recipe):
     while "step 8/" not in (log := _agmm("jobs", "logs", job).stdout):
         assert time.monotonic() < deadline, log
     _agmm("jobs", "stop", job)
-    while "interrupted: saved step-" not in (log := _agmm("jobs", "logs", job).stdout):
+    while "interrupted: saved attempt-" not in (log := _agmm("jobs", "logs", job).stdout):
         assert time.monotonic() < deadline, log
