@@ -27,6 +27,7 @@ from pipelines.watchdog import Watchdog
 _RAY_TRAIN = {
     "HEALTH_CHECK_INTERVAL_S": "0.25",  # a lost worker is found, and a report passes, within this, not within 2 s
     "PREEMPTION_POLL_INTERVAL_S": "1",  # a notice may leave half a minute
+    "WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # a worker whose process stands still is given up and the run restarted
     "WORKER_GROUP_START_TIMEOUT_S": "5",  # for room alone; then it looks again how many workers there is room for
 }
 
