@@ -1,4 +1,4 @@
-"""Ranks of runs as forks of one process that has imported everything: starting Python and torch takes longer than a run.
+"""Ranks of runs as forks of one process that has imported everything: its start takes longer than a run.
 
 `python -m tests.chaos.fork_server` reads a JSON object a line and answers each with one. {"start": ARGUMENTS} forks a
 child that calls `run_rank(**ARGUMENTS)`, with its output in a file; {"wait": PID} waits for its end. The server never
@@ -72,7 +72,7 @@ def _fork(arguments):
         _redirect(arguments["log"])
         run_rank(**arguments)
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001, the child ends here, whatever it is
         traceback.print_exc()
     finally:
         sys.stdout.flush()

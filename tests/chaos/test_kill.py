@@ -1,4 +1,4 @@
-"""SIGKILL at random steps and moments, through FFCV and mostly mid-epoch: resumed equals uninterrupted, byte for byte."""
+"""SIGKILL at random steps, through FFCV and mostly mid-epoch: resumed equals uninterrupted, byte for byte."""
 
 import random
 import time
