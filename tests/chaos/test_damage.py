@@ -1,4 +1,4 @@
-"""One flipped bit or a truncation, anywhere in a checkpoint: refused before use, by name, and the one before is used."""
+"""One flipped bit or a truncation, anywhere in a checkpoint: refused before use, by name; the one before is used."""
 
 import random
 import re
