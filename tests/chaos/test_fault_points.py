@@ -12,8 +12,8 @@ TAKEN = TOTAL // EVERY + 1  # checkpoints of a run: the last one is stored again
 FILES = 4  # passes of `checkpoint.upload` for each; of the others one
 POINTS = ("write", "upload", "manifest", "commit", "verify", "prune")
 BEHIND_THE_MARKER = ("verify", "prune")
-# Steps of a tenth of a second: a checkpoint is stored before the next one is due, as it is in every real run.
-PACE = "data.batch.rank0=sleep:0.1"
+# Steps of a tenth of a second: a checkpoint takes some of them, and is stored before the next one is due.
+PACE = "data.batch.rank0=sleep:0.1, checkpoint.upload=sleep:0.04"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
