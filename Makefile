@@ -8,11 +8,12 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := build-essential python3-dev python3-venv libopencv-dev libturbojpeg0-dev pkg-config
 FFCV := ffcv==1.0.2 fastargs assertpy terminaltables pytorch-pfn-extras
 
-.PHONY: help setup test test-peers lint demo clean
+.PHONY: help setup test chaos test-peers lint demo clean
 
 help:
 	@echo "make demo   train a binary spiking ResNet on Fashion-MNIST through the whole stack (about six minutes)"
-	@echo "make test   linters, types, import contract and all tests"
+	@echo "make test   linters, types, import contract and all tests but the long ones"
+	@echo "make chaos  the long tests: kills, damage, faults and losses, again and again (about an hour)"
 	@echo "make test-peers  neurons against SpikingJelly and snnTorch, which are downloaded into a folder of the test's own"
 	@echo "make setup  system packages, virtual environment, pinned dependencies"
 	@echo "make clean  remove the environment and local results"
@@ -40,7 +41,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+chaos: setup
+	$(BIN)/python -m pytest -m slow
 
 test-peers: setup
 	AGMM_TEST_PEERS=1 $(BIN)/python -m pytest -m peers tests/agmm

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from cluster import commands, credentials, processes
+from cluster.environment import CONFLICTING, client_environment
 from cluster.probes import prepare_s3, wait_ready
 from cluster.settings import Ports, Services, service_dir
 
@@ -46,6 +49,16 @@ def s3_server(home: Path) -> Iterator[Services]:
         for socket in services.sockets:
             socket.unlink(missing_ok=True)
         shutil.rmtree(services.runtime_dir)
+
+
+def point_at(services: Services, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process's S3 clients talk to `url`, a proxy's say, with the generated key."""
+    for name in CONFLICTING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in client_environment(services).items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
 
 
 def _allow_two_keys(home: Path) -> None:

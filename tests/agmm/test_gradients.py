@@ -18,7 +18,6 @@ from agmm.modulation import KINDS, SCOPES, Halve, make_gate
 from agmm.neuron import IF, PLIF, RESETS, Rectify, make_neuron
 from agmm.related import LearnedScaleConv2d, QSNNConv2d, ReCUConv2d, XnorConv2d, sign_ede
 
-pytestmark = pytest.mark.slow
 CASES = range(1000)
 TOLERANCE = 1e-5  # norm of the error, of the norm of the reference
 FLOOR = 1e-3  # ... or of this: a gradient that cancels to nothing has no relative error

@@ -29,7 +29,6 @@ from cluster.settings import Services, ServiceSettings
 pytestmark = [
     pytest.mark.s3,
     pytest.mark.ray,
-    pytest.mark.slow,
     pytest.mark.timeout(120),
     # Ray 2.60 follows a job's log with an argument that aiohttp 3.14 renamed.
     pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),

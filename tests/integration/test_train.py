@@ -12,7 +12,7 @@ import yaml
 
 from pipelines import tracking
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 
 def _agmm(*words):

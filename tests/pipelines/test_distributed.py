@@ -16,7 +16,7 @@ from pipelines import checkpoint as checkpoints
 from pipelines.evaluate import evaluate_model
 from pipelines.storage import open_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
 

@@ -11,27 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pytest
 
-from cluster.environment import CONFLICTING, client_environment
 from cluster.probes import known_secrets, s3_client
 from pipelines.errors import ServiceError
 from pipelines.storage import check_writable, open_store, sha256_in
 from pipelines.storage_s3 import Limits, S3Store
 from tests.s3_proxy import S3Proxy
-from tests.s3_server import SECOND_KEY, s3_server
+from tests.s3_server import SECOND_KEY, point_at, s3_server
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(180)]
 
 QUICK = Limits(read_timeout=0.7, connect_timeout=0.7, first_pause=0.02, part=5 << 20)
 BIG = (11 << 20) + 12345  # three parts
-
-
-def _point_at(services, url, monkeypatch):
-    for name in CONFLICTING:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in client_environment(services).items():
-        if name.startswith("AWS_"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +39,7 @@ def direct(server):
 @pytest.fixture(scope="module")
 def shared(server):
     with S3Proxy(server.ports.s3) as proxy, pytest.MonkeyPatch.context() as monkeypatch:
-        _point_at(server, proxy.url, monkeypatch)
+        point_at(server, proxy.url, monkeypatch)
         yield proxy, S3Store("agmm", "tests", QUICK)
 
 
@@ -57,7 +47,7 @@ def shared(server):
 def proxy(server, shared, monkeypatch):
     """Stands between this process's S3 clients and the server."""
     proxy, _ = shared
-    _point_at(server, proxy.url, monkeypatch)
+    point_at(server, proxy.url, monkeypatch)
     proxy.clear()
     yield proxy
     proxy.clear()
