@@ -132,7 +132,7 @@ def _run(folder: Path, kills: int) -> Iterator[_Run]:
         yield run
     finally:
         _end(process)
-        reader.join(timeout=_END_S)
+        reader.join(timeout=_END_S)  # it ends with the last process that could write
 
 
 def _recipe(data: Path, folder: Path, kills: int) -> dict[str, Any]:
@@ -157,9 +157,9 @@ def _end(process: subprocess.Popen[str]) -> None:
     """Ask the run to stop, and end what is left of it after its time."""
     import psutil
 
-    family = _family(process.pid)
+    family = [psutil.Process(process.pid), *_family(process.pid)]
     process.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs([psutil.Process(process.pid), *family], timeout=_END_S)
+    _, left = psutil.wait_procs(family, timeout=_END_S)
     for each in left:
         each.kill()
     process.wait()
