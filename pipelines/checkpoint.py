@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.attempts import Attempt
+from pipelines.committed import FORMAT, MANIFEST, MARKER, PREFIX, STATE, damaged, read_manifest
+from pipelines.committed import committed as committed
+from pipelines.committed import is_name as is_name
+from pipelines.committed import verify as verify
 from pipelines.errors import ServiceError
 from pipelines.faults import fault_point
-from pipelines.storage import Store, sha256_in
+from pipelines.storage import Store
 from pipelines.tensor_file import write_tensors
 
-_FORMAT = 2
 PARTS = ("model", "optimizer", "signs")
-_PREFIX = "attempt-"
-_MARKER, _MANIFEST, _STATE = "COMMITTED", "manifest.json", "state.json"
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,12 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
-def is_name(text: str) -> bool:
-    """Whether this could be a checkpoint's name."""
-    return text.startswith(_PREFIX)
-
-
 def save(attempt: Attempt, checkpoint: Checkpoint) -> str:
     """Commit a checkpoint of an attempt and read it back; returns its name.
 
     Raises Fenced where a newer attempt has been claimed; ServiceError where the store or the scratch disk fails.
     """
-    store, name = attempt.store, f"{_PREFIX}{attempt.number:04d}-step-{checkpoint.position.step:09d}"
+    store, name = attempt.store, f"{PREFIX}{attempt.number:04d}-step-{checkpoint.position.step:09d}"
     attempt.check()
     with tempfile.TemporaryDirectory(prefix="agmm-checkpoint-") as scratch:
         folder = Path(scratch)
@@ -99,19 +95,19 @@ def save(attempt: Attempt, checkpoint: Checkpoint) -> str:
             hashes = _write_files(folder, checkpoint, attempt.number)
         except OSError as error:
             raise ServiceError(f"Cannot write a checkpoint to {folder}: {error}. Free space, or set TMPDIR.") from error
-        store.delete([f"{name}/{_MARKER}"])  # a damaged one of the same step may stand there
-        for file in (*sorted(hashes), _MANIFEST):
+        store.delete([f"{name}/{MARKER}"])  # a damaged one of the same step may stand there
+        for file in (*sorted(hashes), MANIFEST):
             _upload(store, folder / file, f"{name}/{file}")
         attempt.check()  # a newer one may have come during the upload
         _fault("checkpoint.commit")
-        store.put(folder / _MARKER, f"{name}/{_MARKER}")
+        store.put(folder / MARKER, f"{name}/{MARKER}")
     _fault("checkpoint.verify")
     verify(store, name)
     return name
 
 
 def _upload(store: Store, source: Path, key: str) -> None:
-    _fault("checkpoint.manifest" if source.name == _MANIFEST else "checkpoint.upload")
+    _fault("checkpoint.manifest" if source.name == MANIFEST else "checkpoint.upload")
     store.put(source, key)
 
 
@@ -122,29 +118,12 @@ def _fault(point: str) -> None:
         raise ServiceError(f"{error} (AGMM_FAULTS)") from error
 
 
-def committed(store: Store) -> list[str]:
-    """Names of committed checkpoints, oldest first."""
-    return sorted(key.split("/")[0] for key in store.keys(_PREFIX) if key.endswith(f"/{_MARKER}"))
-
-
-def verify(store: Store, name: str) -> dict[str, Any]:
-    """Hash every file of a committed checkpoint where it is; returns its manifest.
-
-    Raises ServiceError naming the file that is missing or damaged.
-    """
-    described = _manifest(store, name)
-    for file, digest in described["sha256"].items():
-        if sha256_in(store, f"{name}/{file}") != digest:
-            raise ServiceError(_DAMAGED.format(f"{store.uri}/{name}/{file}"))
-    return described
-
-
 def load(store: Store, name: str) -> Checkpoint:
     """Read and verify one committed checkpoint. Raises ServiceError naming the file that is missing or damaged."""
     with tempfile.TemporaryDirectory(prefix="agmm-checkpoint-") as scratch:
         folder = Path(scratch)
         _fetch_verified(store, name, folder)
-        state = json.loads((folder / _STATE).read_text())
+        state = json.loads((folder / STATE).read_text())
         model, optimizer, signs = (load_file(folder / f"{part}.safetensors") for part in PARTS)
     return Checkpoint(Position(**state.pop("position")), model, optimizer, signs, **state)
 
@@ -168,13 +147,10 @@ def prune(store: Store, keep: int, verified: str) -> None:
     """
     fault_point("checkpoint.prune")
     kept = {*committed(store)[-keep:], verified}
-    old = {key.split("/")[0] for key in store.keys(_PREFIX)} - kept
+    old = {key.split("/")[0] for key in store.keys(PREFIX)} - kept
     for name in sorted(name for name in old if name < verified):
-        store.delete([f"{name}/{_MARKER}"])
+        store.delete([f"{name}/{MARKER}"])
         store.delete(store.keys(f"{name}/"))
-
-
-_DAMAGED = "{} does not have the hash that was committed."
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint, attempt: int) -> dict[str, str]:
@@ -191,37 +167,20 @@ def _write_files(folder: Path, checkpoint: Checkpoint, attempt: int) -> dict[str
         "flips": checkpoint.flips,
         "code_version": checkpoint.code_version,
     }
-    (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-    hashes[_STATE] = sha256_of(folder / _STATE)
-    described = {"format": _FORMAT, "attempt": attempt, "sha256": hashes}
+    (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+    hashes[STATE] = sha256_of(folder / STATE)
+    described = {"format": FORMAT, "attempt": attempt, "sha256": hashes}
     manifest = json.dumps(described, indent=1, sort_keys=True).encode()
-    (folder / _MANIFEST).write_bytes(manifest)
-    (folder / _MARKER).write_text(hashlib.sha256(manifest).hexdigest())
+    (folder / MANIFEST).write_bytes(manifest)
+    (folder / MARKER).write_text(hashlib.sha256(manifest).hexdigest())
     return hashes
 
 
-def _manifest(store: Store, name: str) -> dict[str, Any]:
-    """The manifest, once its own hash is the committed one."""
-    manifest = store.read(f"{name}/{_MANIFEST}")
-    if hashlib.sha256(manifest).hexdigest() != store.read(f"{name}/{_MARKER}").decode(errors="replace"):
-        raise ServiceError(_DAMAGED.format(f"{store.uri}/{name}/{_MANIFEST}"))
-    described: dict[str, Any] = json.loads(manifest)
-    if described["format"] != _FORMAT:
-        raise ServiceError(
-            f"{store.uri}/{name} has format {described['format']}; this version reads {_FORMAT}. "
-            "Use the version that wrote it."
-        )
-    for file in described["sha256"]:
-        if Path(file).name != file:
-            raise ServiceError(f"{store.uri}/{name}/{_MANIFEST} names a file outside its folder: {file!r}.")
-    return described
-
-
 def _fetch_verified(store: Store, name: str, folder: Path) -> None:
-    for file, digest in _manifest(store, name)["sha256"].items():
+    for file, digest in read_manifest(store, name)["sha256"].items():
         store.get(f"{name}/{file}", folder / file)
         if sha256_of(folder / file) != digest:
-            raise ServiceError(_DAMAGED.format(f"{store.uri}/{name}/{file}"))
+            raise damaged(store, name, file)
 
 
 def sha256_of(path: Path) -> str:

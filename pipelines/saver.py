@@ -15,7 +15,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agmm.finite import all_finite
@@ -27,6 +29,7 @@ from pipelines.errors import Fenced, ServiceError
 
 _PAUSE_S = 15.0  # after a failure, before the next checkpoint is taken
 _NICE = 10
+_BIG = 1 << 15  # elements from which torch copies by several threads, which wait for each other where cores are busy
 
 
 class Saver:
@@ -129,7 +132,11 @@ class Saver:
     def _copy(self, key: str, value: Tensor) -> Tensor:
         place = self._memory.get(key)
         if place is None or place.shape != value.shape or place.dtype != value.dtype:
-            place = self._memory[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            # in the value's own order of axes: to write channels last as contiguous is for the thread that stores
+            place = self._memory[key] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        if value.is_cpu and value.numel() >= _BIG and place.stride() == value.stride():
+            np.copyto(_bytes(place), _bytes(value))
+            return place
         return place.copy_(value.detach(), non_blocking=True)
 
     def _work(self) -> None:
@@ -161,6 +168,12 @@ class Saver:
             checkpoints.prune(self._attempt.store, self._keep, self._newest)
         except (ServiceError, OSError) as error:
             self._on_failure(f"old checkpoints could not be removed: {error}")
+
+
+def _bytes(dense: Tensor) -> NDArray[np.uint8]:
+    """The memory of a CPU tensor without gaps, in the order in which it lies there."""
+    flat: NDArray[np.uint8] = dense.detach().as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
+    return flat
 
 
 def _check_finite(checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -84,11 +84,13 @@ def check_writable(store: Store, scratch: Path) -> None:
         probe.unlink()
 
 
-def sha256_in(store: Store, key: str) -> str:
-    """SHA-256 of what is stored at `key`, in hexadecimal, read in blocks."""
+def sha256_in(store: Store, key: str, advance: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of what is stored at `key`, in hexadecimal, read in blocks whose bytes `advance` is told."""
     digest, size = hashlib.sha256(), store.size(key)
     for start in range(0, size, _BLOCK):
-        digest.update(store.read_range(key, start, start + _BLOCK))
+        block = store.read_range(key, start, start + _BLOCK)
+        digest.update(block)
+        advance(len(block))
     return digest.hexdigest()
 
 

@@ -34,7 +34,10 @@ _BLOCK = 4 << 20
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
-    """Write contiguous CPU tensors to a safetensors file; returns its SHA-256. Raises OSError, on a full disk say."""
+    """Write CPU tensors, in any order of axes, to a safetensors file; returns its SHA-256.
+
+    Raises OSError, on a full disk say.
+    """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # which keeps them aligned
     digest = hashlib.sha256()
     with path.open("wb") as out:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from pipelines import signals
-from pipelines.cli import data, models, runs, services
+from pipelines.cli import benchmarks, checkpoints, data, models, runs, services
 from pipelines.cli.output import say
 
 
@@ -35,7 +35,9 @@ for _command in (
     runs.evaluate,
     runs.convert,
     runs.landscape,
+    checkpoints.checkpoints,
     models.models,
+    benchmarks.bench,
     services.submit,
     services.jobs,
 ):
