@@ -28,34 +28,55 @@ class Attempt:
     store: Store
     number: int
     session: str
+    nonce: str
 
     def check(self) -> None:
-        """Raise Fenced where a newer attempt has been claimed."""
+        """Raise Fenced where a newer attempt has been claimed, or where the store let another claim the same number."""
         newest = _numbers(self.store)[-1]
-        if newest == self.number:
-            return
-        claim = json.loads(self.store.read(f"{_CLAIMS}{newest:04d}") or "{}")
-        raise Fenced(
-            f"Attempt {self.number} of the run at {self.store.uri} was overtaken by attempt {newest} "
-            f"({_who(claim)}), which alone may write from now on. This one stores nothing more.",
-            own=claim.get("session") == self.session,
-        )
+        found = _read(self.store, newest)
+        if found.get("nonce") != self.nonce:
+            raise Fenced(
+                f"Attempt {self.number} of the run at {self.store.uri} was overtaken by attempt {newest} "
+                f"({_who(found)}), which alone may write from now on. This one stores nothing more.",
+                own=found.get("session") == self.session,
+            )
 
 
 def claim(store: Store, session: str) -> Attempt:
-    """Claim the next attempt of the run at `store`. Raises ServiceError where the store fails."""
+    """Claim the next attempt of the run at `store`.
+
+    Raises Fenced where another driver has claimed after this one did: what it overtook may not take the run back by
+    starting its workers again. Raises ServiceError where the store fails.
+    """
+    numbers = _numbers(store)
+    _refuse_overtaken(store, numbers, session)
+    nonce = uuid.uuid4().hex
     who = {
         "session": session,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "nonce": uuid.uuid4().hex,  # a store that repeats a lost request tells by it whose claim it finds
+        "nonce": nonce,  # a store that repeats a lost request tells by it whose claim it finds
     }
     content = json.dumps(who).encode()
-    number = 1 + max(_numbers(store), default=0)
+    number = 1 + max(numbers, default=0)
     while not store.create(f"{_CLAIMS}{number:04d}", content):
         number += 1
-    return Attempt(store, number, session)
+    return Attempt(store, number, session, nonce)
+
+
+def _refuse_overtaken(store: Store, numbers: list[int], session: str) -> None:
+    claims = [_read(store, number) for number in numbers]
+    if any(claim.get("session") == session for claim in claims) and claims[-1].get("session") != session:
+        raise Fenced(
+            f"The run at {store.uri} was taken over by attempt {numbers[-1]} ({_who(claims[-1])}). This driver lets "
+            "it go on, and starts no workers again."
+        )
+
+
+def _read(store: Store, number: int) -> dict[str, Any]:
+    claim: dict[str, Any] = json.loads(store.read(f"{_CLAIMS}{number:04d}") or "{}")
+    return claim
 
 
 def _numbers(store: Store) -> list[int]:

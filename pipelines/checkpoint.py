@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.attempts import Attempt
-from pipelines.committed import FORMAT, MANIFEST, MARKER, PREFIX, STATE, damaged, read_manifest
+from pipelines.committed import FORMAT, MANIFEST, MARKER, PREFIX, STATE, Damaged, damaged, read_manifest
 from pipelines.committed import committed as committed
 from pipelines.committed import is_name as is_name
 from pipelines.committed import verify as verify
-from pipelines.errors import ServiceError
+from pipelines.errors import NotThere, ServiceError
 from pipelines.faults import fault_point
 from pipelines.storage import Store
 from pipelines.tensor_file import write_tensors
@@ -89,12 +90,9 @@ def save(attempt: Attempt, checkpoint: Checkpoint) -> str:
     """
     store, name = attempt.store, f"{PREFIX}{attempt.number:04d}-step-{checkpoint.position.step:09d}"
     attempt.check()
-    with tempfile.TemporaryDirectory(prefix="agmm-checkpoint-") as scratch:
-        folder = Path(scratch)
-        try:
+    with _scratch() as folder:
+        with _on_scratch(folder):
             hashes = _write_files(folder, checkpoint, attempt.number)
-        except OSError as error:
-            raise ServiceError(f"Cannot write a checkpoint to {folder}: {error}. Free space, or set TMPDIR.") from error
         store.delete([f"{name}/{MARKER}"])  # a damaged one of the same step may stand there
         for file in (*sorted(hashes), MANIFEST):
             _upload(store, folder / file, f"{name}/{file}")
@@ -104,6 +102,22 @@ def save(attempt: Attempt, checkpoint: Checkpoint) -> str:
     _fault("checkpoint.verify")
     verify(store, name)
     return name
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with _on_scratch(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="agmm-checkpoint-", ignore_cleanup_errors=True)
+    with folder:
+        yield Path(folder.name)
+
+
+@contextmanager
+def _on_scratch(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ServiceError(f"Cannot write a checkpoint to {folder}: {error}. Free space, or set TMPDIR.") from error
 
 
 def _upload(store: Store, source: Path, key: str) -> None:
@@ -129,14 +143,24 @@ def load(store: Store, name: str) -> Checkpoint:
 
 
 def newest_usable(store: Store, say: Callable[[str], None]) -> str:
-    """Name of the newest committed checkpoint that verifies, empty where there is none; damaged ones are said."""
-    for name in reversed(committed(store)):
+    """Name of the newest committed checkpoint that verifies, empty where none was committed; damaged ones are said.
+
+    Raises ServiceError where the store does not answer, or where all that was committed is damaged: a run that began
+    again from nothing would remove what may still be saved.
+    """
+    names = committed(store)
+    for name in reversed(names):
         try:
             verify(store, name)
-        except ServiceError as error:
+        except (Damaged, NotThere) as error:
             say(f"checkpoint {name} is not usable, trying the one before: {error}")
         else:
             return name
+    if names:
+        raise ServiceError(
+            f"None of the {len(names)} committed checkpoints in {store.uri} is whole, so the run cannot go on. Put a "
+            "copy of one back, or start a new run without --resume."
+        )
     return ""
 
 

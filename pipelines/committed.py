@@ -16,6 +16,10 @@ PREFIX = "attempt-"
 MARKER, MANIFEST, STATE = "COMMITTED", "manifest.json", "state.json"
 
 
+class Damaged(ServiceError):
+    """A file is not what was committed."""
+
+
 class OtherFormat(ServiceError):
     """The checkpoint was written by a version that writes another format."""
 
@@ -33,7 +37,7 @@ def committed(store: Store) -> list[str]:
 def verify(store: Store, name: str) -> dict[str, Any]:
     """Hash every file of a committed checkpoint where it is; returns its manifest.
 
-    Raises ServiceError naming the file that is missing or damaged.
+    Raises Damaged or NotThere naming the file; any other ServiceError where the store does not answer.
     """
     described = read_manifest(store, name)
     for problem in problems(store, name, described):
@@ -59,7 +63,7 @@ def problems(
 def read_manifest(store: Store, name: str) -> dict[str, Any]:
     """The manifest of a committed checkpoint, once its own hash is the committed one.
 
-    Raises OtherFormat; ServiceError where it is missing or damaged.
+    Raises OtherFormat; Damaged or NotThere; any other ServiceError where the store does not answer.
     """
     manifest = store.read(f"{name}/{MANIFEST}")
     if hashlib.sha256(manifest).hexdigest() != store.read(f"{name}/{MARKER}").decode(errors="replace"):
@@ -76,6 +80,6 @@ def read_manifest(store: Store, name: str) -> dict[str, Any]:
     return described
 
 
-def damaged(store: Store, name: str, file: str) -> ServiceError:
+def damaged(store: Store, name: str, file: str) -> Damaged:
     """The error for a file that is not what was committed."""
-    return ServiceError(f"{store.uri}/{name}/{file} does not have the hash that was committed.")
+    return Damaged(f"{store.uri}/{name}/{file} does not have the hash that was committed.")

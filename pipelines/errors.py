@@ -13,6 +13,10 @@ class ServiceError(RuntimeError):
     exit_code = 1
 
 
+class NotThere(ServiceError):
+    """A store answers, and does not have what was asked for."""
+
+
 class TrainingFailed(ServiceError):
     """The workers cannot go on. `cause` is what one of them said, its error's name first."""
 

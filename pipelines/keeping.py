@@ -29,9 +29,11 @@ def new_saver(plan: Plan, attempt: Attempt) -> Saver:
 
 def keep(plan: Plan, state: State) -> None:
     """Take a checkpoint where one is due and the saver is free; elsewhere see that the saver has not given up."""
+    if state.saver is None:
+        return
     every = plan.config.checkpoint.every
-    state.is_due |= every is not None and state.position.step % every == 0
-    if state.saver is not None and state.saver.ready() and state.is_due:
+    state.is_due |= state.saver.failing or (every is not None and state.position.step % every == 0)
+    if state.saver.ready() and state.is_due:
         plan.outside.pulse.phase("commit")
         state.saver.save(state.snapshot(plan))
         state.is_due = False

@@ -70,7 +70,7 @@ _NO_KEYS = Explained(
     "for the local services, run `agmm up`.",
 )
 _NO_BUCKET = Explained("the bucket does not exist", "Create it, or correct the address (checkpoint.uri, AGMM_STORE).")
-_NO_KEY = Explained("it is not there", "Check the bucket and the address.")
+NO_KEY = Explained("it is not there", "Check the bucket and the address.")
 _REGION = Explained("the bucket lies in another region", "Set AWS_DEFAULT_REGION to the bucket's.")
 _CLOCK = Explained("this machine's clock and the server's differ", "Set the clock.")
 _CHANGED = Explained("it was written anew while it was being read", "Read it again.")
@@ -89,7 +89,7 @@ _OTHER = Explained(
 
 _CODES = {
     "403": _DENIED,  # numbers: an answer without a body that would tell more
-    "404": _NO_KEY,
+    "404": NO_KEY,
     "412": _CHANGED,
     "AccessDenied": _DENIED,
     "AuthorizationHeaderMalformed": _REGION,
@@ -97,7 +97,7 @@ _CODES = {
     "InvalidAccessKeyId": _WRONG_KEYS,
     "InvalidToken": _EXPIRED,
     "NoSuchBucket": _NO_BUCKET,
-    "NoSuchKey": _NO_KEY,
+    "NoSuchKey": NO_KEY,
     "PermanentRedirect": _REGION,
     "PreconditionFailed": _CHANGED,
     "RequestTimeTooSkewed": _CLOCK,

@@ -28,6 +28,9 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.errors import Fenced, ServiceError
 
 _PAUSE_S = 15.0  # after a failure, before the next checkpoint is taken
+_TRY_S = 300.0  # at the least, before a run whose checkpoints are rare is given up
+_SLOW_S = 60.0
+_LEAVE_S = 15.0
 _NICE = 10
 _BIG = 1 << 15  # elements from which torch copies by several threads, which wait for each other where cores are busy
 
@@ -60,11 +63,18 @@ class Saver:
         self._changed = threading.Condition()
         self._newest = ""
         self._since = time.monotonic()  # the newest was committed, or the attempt began
-        self._failure: Exception | None = None  # of the last try
+        self._failure: BaseException | None = None  # of the last try
+        self._failing_since = self._taken_at = 0.0
+        self._said_slow = False
         self._retry_at = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="checkpoints")
         self._thread.start()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last try failed, so that another is due."""
+        return self._failure is not None
 
     def ready(self) -> bool:
         """Whether a checkpoint can be taken now.
@@ -72,6 +82,7 @@ class Saver:
         Raises Fenced, or what else no later try would mend; ServiceError where none could be stored for too long.
         """
         self._raise_if_final()
+        self._raise_if_stuck()
         return self._waiting is None and time.monotonic() >= self._retry_at
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -79,6 +90,7 @@ class Saver:
         assert self._waiting is None
         with self._changed:
             self._waiting = self._copied(checkpoint)
+            self._taken_at, self._said_slow = time.monotonic(), False
             self._changed.notify_all()
 
     def finish(self, checkpoint: Checkpoint) -> str:
@@ -96,15 +108,32 @@ class Saver:
             time.sleep(min(_PAUSE_S, self._max_age_s / 4))
 
     def close(self) -> None:
-        """Let what is being stored be finished, and end the thread. Nothing is raised; the last words were said."""
+        """Let what is being stored be finished, for some seconds, and end the thread. Nothing is raised."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_LEAVE_S)
 
     def _wait(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None)
+            while not self._changed.wait_for(lambda: self._waiting is None, timeout=1):
+                self._raise_if_stuck()
+
+    def _raise_if_stuck(self) -> None:
+        """For a store that neither takes a checkpoint nor fails, as a network disk may."""
+        seconds = time.monotonic() - self._taken_at
+        if self._waiting is None or seconds < _SLOW_S:
+            return
+        if seconds > max(self._max_age_s, _SLOW_S):
+            raise ServiceError(
+                f"{self._attempt.store.uri} has not taken a checkpoint for {seconds:.0f} s, and checkpoint.max_age is "
+                f"{self._max_age_s:.0f} s, so the run ends. Check that the disk or the server answers."
+            )
+        if not self._said_slow:
+            self._said_slow = True
+            self._on_failure(
+                f"storing the checkpoint of step {self._waiting.position.step} takes long: {seconds:.0f} s so far"
+            )
 
     def _raise_if_final(self) -> None:
         failure = self._failure
@@ -112,8 +141,10 @@ class Saver:
             return
         if not isinstance(failure, ServiceError) or isinstance(failure, Fenced):
             raise failure
-        age = time.monotonic() - self._since
-        if age > self._max_age_s:
+        now = time.monotonic()
+        age = now - self._since
+        # where checkpoints are rarer than max_age, the first failure must not be the last word
+        if age > self._max_age_s and now - self._failing_since > min(self._max_age_s, _TRY_S):
             raise ServiceError(
                 f"No checkpoint could be stored for {age:.0f} s, and checkpoint.max_age is {self._max_age_s:.0f} s, so "
                 f"the run ends. The last try: {failure}"
@@ -125,7 +156,7 @@ class Saver:
             part: {name: self._copy(f"{part}/{name}", value) for name, value in getattr(checkpoint, part).items()}
             for part in checkpoints.PARTS
         }
-        if torch.cuda.is_available():
+        if any(value.is_cuda for value in checkpoint.model.values()):
             torch.cuda.synchronize()  # the copies were only begun
         return replace(checkpoint, **copies)
 
@@ -148,17 +179,23 @@ class Saver:
                 self._changed.wait_for(lambda: self._waiting is not None or self._closed)
                 if self._waiting is None:
                     return
-            self._store(self._waiting)
-            with self._changed:
-                self._waiting = None
-                self._changed.notify_all()
+            try:
+                self._store(self._waiting)
+            except BaseException as error:  # noqa: BLE001, what listens has failed: the loop raises it, and must not wait
+                self._failure = error
+            finally:
+                with self._changed:
+                    self._waiting = None
+                    self._changed.notify_all()
 
     def _store(self, checkpoint: Checkpoint) -> None:
         try:
             _check_finite(checkpoint)
             self._newest = checkpoints.save(self._attempt, checkpoint)
         except Exception as error:  # noqa: BLE001, it belongs to the loop, which raises it
-            self._failure, self._retry_at = error, time.monotonic() + _PAUSE_S
+            now = time.monotonic()
+            self._failing_since = self._failing_since if self.failing else now
+            self._failure, self._retry_at = error, now + _PAUSE_S
             if not isinstance(error, Fenced):
                 self._on_failure(f"the checkpoint of step {checkpoint.position.step} could not be stored: {error}")
             return

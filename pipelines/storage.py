@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
 
-from pipelines.errors import ServiceError, UserError
+from pipelines.errors import NotThere, ServiceError, UserError
 
 _BLOCK = 8 << 20
 
@@ -117,13 +117,16 @@ class FolderStore:
         target = self.root / key
         with explained(f"Cannot write {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.root / f".{uuid.uuid4().hex}"
             try:
-                with target.open("xb") as stream:
-                    stream.write(content)
+                partial.write_bytes(content)
+                sync(partial)
+                target.hardlink_to(partial)  # whole or not at all, and never over another
+                sync(target.parent)
             except FileExistsError:
                 return False
-            sync(target)
-            sync(target.parent)
+            finally:
+                partial.unlink(missing_ok=True)
         return True
 
     def get(self, key: str, target: Path) -> None:
@@ -160,13 +163,12 @@ class FolderStore:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Raise ServiceError for an OSError: `what` cannot be done, why, and what to look at."""
+    """Raise ServiceError for an OSError: `what` cannot be done, and why; NotThere where a file is missing."""
     try:
         yield
     except OSError as error:
-        raise ServiceError(
-            f"{what}: {error.strerror or error}. Check the path, its permissions and the disk."
-        ) from error
+        kind = NotThere if isinstance(error, FileNotFoundError) else ServiceError
+        raise kind(f"{what}: {error.strerror or error}. Check the path, its permissions and the disk.") from error
 
 
 def sync(path: Path) -> None:

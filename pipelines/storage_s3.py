@@ -26,8 +26,8 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from pipelines.errors import ServiceError, UserError
-from pipelines.s3_errors import FAILURES, UNREACHED, cause_of, explain, is_passing, is_timeout, status_of
+from pipelines.errors import NotThere, ServiceError, UserError
+from pipelines.s3_errors import FAILURES, NO_KEY, UNREACHED, cause_of, explain, is_passing, is_timeout, status_of
 from pipelines.storage import explained
 
 if TYPE_CHECKING:
@@ -216,9 +216,8 @@ class S3Store:
     def _explained(self, what: str, error: BaseException) -> ServiceError:
         why = explain(error)
         text = str(error).rstrip(".")
-        return ServiceError(
-            f"Cannot {what} {self.uri} at {self._client.meta.endpoint_url}: {why.what} ({text}). {why.todo}"
-        )
+        kind = NotThere if why is NO_KEY else ServiceError
+        return kind(f"Cannot {what} {self.uri} at {self._client.meta.endpoint_url}: {why.what} ({text}). {why.todo}")
 
 
 def _range(start: int, stop: int) -> str:
