@@ -119,3 +119,15 @@ def test_what_an_older_one_commits_too_late_sorts_before_the_newer_ones(store, m
     assert checkpoints.newest_usable(store, print) == "attempt-0002-step-000000003"
     with pytest.raises(Fenced):
         checkpoints.save(older, _checkpoint(10))
+
+
+def test_an_older_one_that_cleans_up_leaves_the_newer_ones_upload_alone(store, tmp_path):
+    """It learns that it was overtaken at its next save only."""
+    older = claim(store, "one")
+    for step in (1, 2):
+        name = checkpoints.save(older, _checkpoint(step))
+    (tmp_path / "half").write_bytes(b"of a file")
+    store.put(tmp_path / "half", "attempt-0002-step-000000003/model.safetensors")
+    checkpoints.prune(store, 1, name)
+    assert checkpoints.committed(store) == [name]
+    assert store.keys("attempt-0002") == ["attempt-0002-step-000000003/model.safetensors"]

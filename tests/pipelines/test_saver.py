@@ -70,13 +70,13 @@ def _until(condition):
 
 
 def test_while_one_is_stored_none_is_taken_and_no_step_waits(make, store, inject):
-    inject("checkpoint.upload=sleep:0.3@1")
+    inject("checkpoint.upload=sleep:1@1")
     saver = make()
     assert saver.ready()
     started = time.perf_counter()
     saver.save(_checkpoint(1))
     assert not saver.ready()
-    assert time.perf_counter() - started < 0.15
+    assert time.perf_counter() - started < 0.5
     assert checkpoints.committed(store) == []
     _until(saver.ready)
     assert saver.saved == [_name(1)] == checkpoints.committed(store)
@@ -129,22 +129,22 @@ def test_after_a_failure_there_is_a_pause(make, inject, monkeypatch):
 
 def test_failing_for_too_long_is_raised(make, inject):
     inject("checkpoint.commit=error")
-    saver = make(max_age_s=0.4)
     started = time.monotonic()
+    saver = make(max_age_s=1.0)
     saver.save(_checkpoint(1))
     with pytest.raises(
-        ServiceError, match=r"No checkpoint could be stored for 0 s, .* The last try: injected at"
+        ServiceError, match=r"No checkpoint could be stored for \d+ s, .* The last try: injected at"
     ) as caught:
         _until(lambda: saver.ready() and saver.save(_checkpoint(2)))
     assert not isinstance(caught.value, Fenced)
-    assert 0.4 <= time.monotonic() - started < 5
+    assert 1.0 <= time.monotonic() - started < 15
     assert len(saver.failures) > 1
 
 
 def test_a_success_starts_the_age_again(make, inject):
-    saver = make(max_age_s=0.4)
+    saver = make(max_age_s=1.0)
     for step in (1, 2, 3):
-        time.sleep(0.25)
+        time.sleep(0.4)
         saver.save(_checkpoint(step))
         _until(saver.ready)
     inject("checkpoint.write=error")
