@@ -60,7 +60,7 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     heard = _listening(job["desk"], world, tell) if world.rank == 0 else {}
     outside = Outside(
-        store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
+        store=open_store(f"{config.checkpoint.uri}/{job['run_id']}", proven=True),  # by the driver
         log=partial(_log, job["queue"]),
         progress=tell,
         session=job["session"],

@@ -47,8 +47,11 @@ class Store(Protocol):
         """Remove keys; one that is not there is fine."""
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, *, proven: bool = False) -> Store:
     """The store at a folder's path (`~` is the home), `file://...` or `s3://bucket/prefix`.
+
+    proven: this run has used the address before, in whatever process, so that a server that is not reached is waited
+    for from the first request on. Without it that is taken for a wrong address, and said at once.
 
     Raises UserError for another scheme, and for an S3 configuration that cannot be used.
     """
@@ -58,7 +61,7 @@ def open_store(uri: str) -> Store:
             raise UserError(f"{uri!r} names no bucket. Write s3://bucket/prefix.")
         from pipelines.storage_s3 import S3Store  # boto3 takes half a second to import
 
-        return S3Store(parts.netloc, parts.path.strip("/"))
+        return S3Store(parts.netloc, parts.path.strip("/"), proven=proven)
     if parts.scheme not in ("", "file"):
         raise UserError(f"Cannot store files at {uri!r}: the scheme must be s3:// or a folder's path.")
     return FolderStore(_local_path(parts.path if parts.scheme else uri))
