@@ -71,7 +71,7 @@ class _Queue:
     def __init__(self, *items):
         self.items = list(items)
 
-    def get(self, timeout):  # noqa: ARG002 (as Ray's)
+    def get(self, timeout):
         from ray.util.queue import Empty
 
         if not self.items:
