@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -149,16 +150,35 @@ class FolderStore:
     def keys(self, prefix: str) -> list[str]:
         base = self.root / prefix.rpartition("/")[0]
         with explained(f"Cannot list {self.root}"):
-            found = [path.relative_to(self.root).as_posix() for path in base.rglob("*") if path.is_file()]
+            found = [path.relative_to(self.root).as_posix() for path in _files_below(base)]
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, keys: list[str]) -> None:
         with explained(f"Cannot delete below {self.root}"):
             for key in keys:
                 (self.root / key).unlink(missing_ok=True)
-            for folder in {(self.root / key).parent for key in keys}:
-                if folder != self.root and folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+            for folder in {(self.root / key).parent for key in keys} - {self.root}:
+                _drop_if_empty(folder)
+
+
+def _files_below(base: Path) -> Iterator[Path]:
+    """Every file, but what another process removes meanwhile, and what is in folders that nobody may read."""
+
+    def judged(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):
+            raise error
+
+    for folder, _, names in os.walk(base, onerror=judged):
+        yield from (path for path in (Path(folder, name) for name in names) if path.is_file())
+
+
+def _drop_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        # filled, or removed by another process meanwhile
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 @contextmanager
