@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from pipelines.progress import clock
 Item = Mapping[str, Any]
 Listeners = dict[str, Callable[[Item], None]]
 
+_CANNOT_DRAW = (OSError, ValueError)  # stderr on a full disk, of a reader or terminal that is gone, or closed
 # tqdm's own rate and ETA would count Ray's start; the workers know better
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
 
@@ -39,12 +41,14 @@ class Board:
     head_lost: bool = False
 
     def take(self, item: Item, draw: Callable[[Item], None]) -> None:
-        """Give an item to whom it concerns."""
+        """Give an item to whom it concerns; one that cannot be shown or kept does not hold up those behind it."""
         kind = next(iter(item))
         if kind in self.listeners:
-            self.listeners[kind](item)
+            with suppress(OSError):
+                self.listeners[kind](item)
         elif kind != "failed":
-            draw(item)
+            with suppress(*_CANNOT_DRAW):
+                draw(item)
         else:
             self.fail(item["failed"])
 
@@ -99,11 +103,25 @@ def _draw_all(watched: Board, done: threading.Event, total: int) -> None:
 
 @contextmanager
 def _canvas(total: int) -> Iterator[Callable[[Item], None]]:
-    if not sys.stderr.isatty():
-        yield lambda item: click.echo(item.get("say") or describe(item), err=True)
-        return
-    with tqdm(total=total, bar_format=_BAR, desc="workers start", dynamic_ncols=True, file=sys.stderr) as bar:
-        yield lambda item: _advance(bar, item)
+    bar = _open_bar(total)
+    try:
+        yield partial(_advance, bar) if bar is not None else _print
+    finally:
+        if bar is not None:
+            with suppress(*_CANNOT_DRAW):
+                bar.close()
+
+
+def _open_bar(total: int) -> tqdm[Any] | None:
+    """A bar where stderr is a terminal that can be written to."""
+    with suppress(*_CANNOT_DRAW):
+        if sys.stderr.isatty():
+            return tqdm(total=total, bar_format=_BAR, desc="workers start", dynamic_ncols=True, file=sys.stderr)
+    return None
+
+
+def _print(item: Item) -> None:
+    click.echo(item.get("say") or describe(item), err=True)
 
 
 def _advance(bar: tqdm[Any], item: Item) -> None:

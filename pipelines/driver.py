@@ -56,7 +56,7 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     client = tracking.connect(str(config.tracking.uri))
     check_writable(open_store(str(config.checkpoint.uri)), home())
     with tracked(client, config, manifest, resume=resume, say=say) as run:
-        store = open_store(f"{config.checkpoint.uri}/{run.id}")
+        store = open_store(f"{config.checkpoint.uri}/{run.id}", proven=True)
         steps = config.total_steps(manifest.splits["train"].count)
         metrics = ray_driver.fit(config, run, folder, steps, say)
         _wait_for_tracking(config, run.journal, store)

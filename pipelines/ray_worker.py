@@ -20,6 +20,7 @@ from pipelines.worker import run
 from pipelines.world import Outside, World
 
 _PATIENCE_S = 3.0  # with a driver that is behind, before a row is dropped
+_FAILURE_PATIENCE_S = 30.0  # the same before the reason of a failure is, without which a restart meets it again
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, float]:
@@ -29,15 +30,19 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
     Ray Train restarts the workers.
     """
     tell = partial(board.send, job["queue"])
+    fail = partial(tell, patience_s=_FAILURE_PATIENCE_S)
     try:
         return _train(job, tell)
     except Fenced as error:
         # overtaken by a restart of its own run, it is a leftover that nobody misses
-        tell({"say": str(error)} if error.own else {"failed": f"Fenced: {error}"})
+        if error.own:
+            tell({"say": str(error)})
+        else:
+            fail({"failed": f"Fenced: {error}"})
         raise
     except Exception as error:
         if reason := foreseen(error):
-            tell({"failed": reason})
+            fail({"failed": reason})
         else:
             tell({"say": f"a worker stopped ({brief(error)}); the run starts again, run.max_failures times at most"})
         raise
@@ -55,7 +60,7 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     heard = _listening(job["desk"], world, tell) if world.rank == 0 else {}
     outside = Outside(
-        store=open_store(f"{config.checkpoint.uri}/{job['run_id']}"),
+        store=open_store(f"{config.checkpoint.uri}/{job['run_id']}", proven=True),  # by the driver
         log=partial(_log, job["queue"]),
         progress=tell,
         session=job["session"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -47,8 +48,11 @@ class Store(Protocol):
         """Remove keys; one that is not there is fine."""
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, *, proven: bool = False) -> Store:
     """The store at a folder's path (`~` is the home), `file://...` or `s3://bucket/prefix`.
+
+    proven: this run has used the address before, in whatever process, so that a server that is not reached is waited
+    for from the first request on. Without it that is taken for a wrong address, and said at once.
 
     Raises UserError for another scheme, and for an S3 configuration that cannot be used.
     """
@@ -58,7 +62,7 @@ def open_store(uri: str) -> Store:
             raise UserError(f"{uri!r} names no bucket. Write s3://bucket/prefix.")
         from pipelines.storage_s3 import S3Store  # boto3 takes half a second to import
 
-        return S3Store(parts.netloc, parts.path.strip("/"))
+        return S3Store(parts.netloc, parts.path.strip("/"), proven=proven)
     if parts.scheme not in ("", "file"):
         raise UserError(f"Cannot store files at {uri!r}: the scheme must be s3:// or a folder's path.")
     return FolderStore(_local_path(parts.path if parts.scheme else uri))
@@ -149,16 +153,35 @@ class FolderStore:
     def keys(self, prefix: str) -> list[str]:
         base = self.root / prefix.rpartition("/")[0]
         with explained(f"Cannot list {self.root}"):
-            found = [path.relative_to(self.root).as_posix() for path in base.rglob("*") if path.is_file()]
+            found = [path.relative_to(self.root).as_posix() for path in _files_below(base)]
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, keys: list[str]) -> None:
         with explained(f"Cannot delete below {self.root}"):
             for key in keys:
                 (self.root / key).unlink(missing_ok=True)
-            for folder in {(self.root / key).parent for key in keys}:
-                if folder != self.root and folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+            for folder in {(self.root / key).parent for key in keys} - {self.root}:
+                _drop_if_empty(folder)
+
+
+def _files_below(base: Path) -> Iterator[Path]:
+    """Every file, but what another process removes meanwhile, and what is in folders that nobody may read."""
+
+    def judged(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)):
+            raise error
+
+    for folder, _, names in os.walk(base, onerror=judged):
+        yield from (path for path in (Path(folder, name) for name in names) if path.is_file())
+
+
+def _drop_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        # filled, or removed by another process meanwhile
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 @contextmanager

@@ -68,13 +68,13 @@ class S3Store:
     """Files in a bucket. Address, region and credentials come from boto3's own environment and files.
 
     Credentials that expire are renewed by the client itself. Threads may share a store: its client is safe for them,
-    and the session, which is not, is its own and not used after the client is made.
+    and the session, which is not, is its own and not used after the client is made. `proven`: see `open_store`.
     """
 
-    def __init__(self, bucket: str, prefix: str, limits: Limits = Limits()) -> None:
+    def __init__(self, bucket: str, prefix: str, limits: Limits = Limits(), *, proven: bool = False) -> None:
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._limits, self._reached = limits, False
+        self._limits, self._reached = limits, proven
         self._client = _client(limits)
         self._transfer = TransferConfig(
             multipart_threshold=limits.part,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -12,8 +13,9 @@ SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="C
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal."""
-    click.echo(line, err=True)
+    """Tell the person at the terminal, if there is one who can be told: what is said is never worth the work."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

@@ -50,9 +50,12 @@ class Origin:
         raise ServiceError(f"{self.store.uri}/{key} is damaged: its SHA-256 is not the manifest's. {again(self.store)}")
 
 
-def open_origin(uri: str) -> Origin:
-    """The data set at an address. Raises UserError where there is none or its manifest is damaged, and ServiceError."""
-    store = open_store(uri)
+def open_origin(uri: str, *, proven: bool = False) -> Origin:
+    """The data set at an address; `proven` is that of `open_store`.
+
+    Raises UserError where there is none or its manifest is damaged, and ServiceError.
+    """
+    store = open_store(uri, proven=proven)
     where = f"{store.uri}/{MANIFEST}"
     content = _manifest_in(store)
     try:

@@ -67,7 +67,7 @@ def staged(uri: str, folder: str, say: Say = lambda _: None) -> Path:
 
 
 def _same_origin(uri: str, key: str) -> Origin:
-    origin = open_origin(uri)
+    origin = open_origin(uri, proven=True)  # it is where `key` comes from
     if origin.key != key:
         raise UserError(
             f"{uri} has another data set than when this run started: its {MANIFEST} has SHA-256 {origin.key}, not "

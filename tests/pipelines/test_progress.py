@@ -1,9 +1,11 @@
 import io
 import sys
+import threading
 
 import pytest
 
 from pipelines import board
+from pipelines.cli.output import say
 from pipelines.progress import Progress, clock
 
 ITEM = {
@@ -48,8 +50,62 @@ def test_a_terminal_gets_a_bar_with_the_figures(monkeypatch):
     assert "1234 images/s" in shown
 
 
+class _Broken(io.StringIO):
+    """Standard error on a full disk: what is written raises."""
+
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal, self.tried = terminal, 0
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, _):
+        self.tried += 1
+        raise OSError(28, "No space left on device")
+
+
+class _Queue:
+    """Gives these items, then is empty."""
+
+    def __init__(self, *items):
+        self.items = list(items)
+
+    def get(self, timeout):
+        from ray.util.queue import Empty
+
+        if not self.items:
+            raise Empty
+        return self.items.pop(0)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_cannot_be_shown_or_kept_does_not_hold_up_what_comes_after(monkeypatch, terminal):
+    broken, heard, failed = _Broken(terminal), [], []
+
+    def listen(item):
+        heard.append(item["row"])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(sys, "stderr", broken)
+    watched = board.Board({"row": listen}, _Queue({"say": "a line"}, {"row": 1}, ITEM, {"row": 2}, {"failed": "why"}))
+    monkeypatch.setattr(board.Board, "fail", lambda _, reason: failed.append(reason))
+    done = threading.Event()
+    done.set()
+    board._draw_all(watched, done, 9)
+    assert broken.tried
+    assert (heard, failed) == ([1, 2], ["why"])
+
+
+def test_words_to_nobody_do_not_hurt(monkeypatch):
+    broken = _Broken(terminal=False)
+    monkeypatch.setattr(sys, "stderr", broken)
+    say("a line")
+    assert broken.tried
+
+
 class _FullQueue:
-    def put_nowait(self, _):
+    def put(self, _item, **_waiting):
         from ray.util.queue import Full
 
         raise Full

@@ -271,6 +271,19 @@ def test_a_server_that_is_down_is_found_at_once(monkeypatch, tmp_path, proxy):
     assert took < 10
 
 
+def test_a_proven_server_that_is_down_at_the_first_request_is_waited_for(proxy, server, monkeypatch):
+    with S3Proxy(server.ports.s3) as second:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", second.url)
+        port = int(second.url.rsplit(":", 1)[1])
+    store = open_store("s3://agmm/tests/proven", proven=True)
+    with ThreadPoolExecutor(1) as pool:
+        listed = pool.submit(store.keys, "")
+        time.sleep(3)
+        assert not listed.done()
+        with S3Proxy(server.ports.s3, port=port):
+            assert listed.result(timeout=40) == []
+
+
 def test_a_server_that_goes_away_and_comes_back_is_waited_for(proxy, server, monkeypatch):
     with S3Proxy(server.ports.s3) as second:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", second.url)

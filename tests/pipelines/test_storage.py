@@ -1,6 +1,8 @@
 import errno
 import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -91,3 +93,44 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert open_store("~/checkpoints").uri == str(tmp_path / "checkpoints")
     with pytest.raises(UserError, match="in full"):
         open_store("~nobody-of-that-name/checkpoints")
+
+
+def test_listing_and_deleting_while_another_process_deletes(store, tmp_path):
+    """One lists the folder, and two delete the same keys of it, again and again."""
+    source, ended = _file(tmp_path), threading.Event()
+    kept = [f"kept/{number}" for number in range(3)]
+    for key in kept:
+        store.put(source, key)
+
+    def list_all():
+        listed = 0
+        while not ended.is_set():
+            assert set(kept) <= set(store.keys(""))
+            listed += 1
+        return listed
+
+    with ThreadPoolExecutor(3) as pool:
+        lister = pool.submit(list_all)
+        try:
+            for number in range(60):
+                keys = [f"run-{number}/{name}/file" for name in "abcdef"]
+                for key in keys:
+                    (store.root / key).parent.mkdir(parents=True)
+                    (store.root / key).touch()
+                for deleted in [pool.submit(store.delete, keys) for _ in range(2)]:
+                    deleted.result()
+        finally:
+            ended.set()
+        assert lister.result() > 0
+    assert store.keys("") == kept
+
+
+def test_a_folder_that_fails_to_list_is_told_and_not_taken_for_empty(store, tmp_path, monkeypatch):
+    store.put(_file(tmp_path), "a/1")
+
+    def scandir(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ServiceError, match="Cannot list .*: Input/output error"):
+        store.keys("")

@@ -28,7 +28,7 @@ def built(square, tmp_path):
 @pytest.fixture
 def store(built, monkeypatch):
     counting = CountingStore(built)
-    monkeypatch.setattr(origin, "open_store", lambda _: counting)
+    monkeypatch.setattr(origin, "open_store", lambda _, proven: counting)
     return counting
 
 
