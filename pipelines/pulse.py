@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,15 @@ _BUSY = ("load", "forward")
 class Pulse:
     """The phase of a rank, since when it is in it, and how long its own part of a step takes.
 
-    Phases: `start`, then for each step `load`, `forward`, `backward` (which waits for the other ranks' gradients) and
-    `update`; `report`, `validate`, `commit`; and `gather`, whatever else waits for the other ranks.
+    Phases: `start`, and `stage` while the data set is brought to the node; then for each step `load`, `forward`,
+    `backward` (which waits for the other ranks' gradients) and `update`; `report`, `validate`, `commit`; and `gather`,
+    whatever else waits for the other ranks.
 
     """
 
     def __init__(self, rank: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
         self._rank, self._clock, self._lock = rank, clock, threading.Lock()
+        self._life = uuid.uuid4().hex  # hosts and pids come again
         self._phase, self._since, self._step = "start", clock(), 0
         self._done = self._steps = 0  # by this process, and since the last item
         self._busy = self._spent = 0.0  # seconds: of the steps since the last item, and of the one under way
@@ -54,7 +57,8 @@ class Pulse:
     def item(self) -> dict[str, Any]:
         """What the rank tells: `since` is the seconds in the phase, `busy` the mean of its own seconds in a step.
 
-        `busy` is over the `steps` since the last item; `done` counts all steps of the process.
+        `busy` is over the `steps` since the last item; `done` counts all steps of the process, which
+        `life` names among all that the run has had.
         """
         with self._lock:
             steps, busy = self._steps, self._busy
@@ -63,6 +67,7 @@ class Pulse:
                 "rank": self._rank,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "life": self._life,
                 "step": self._step,
                 "phase": self._phase,
                 "since": self._clock() - self._since,

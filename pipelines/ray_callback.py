@@ -21,8 +21,10 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from pipelines import board, desk
+from pipelines.watchdog import RESTART
 
 _PAUSE_S = 0.5
+_PATIENCE_S = 3.0  # with a driver that is behind
 
 
 class Guard(ControllerCallback):
@@ -39,10 +41,13 @@ class Guard(ControllerCallback):
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Workers are about to start: those that run already have saved, see below."""
         self._wanted = resize_decision.num_workers
+        self._forget()
         self._desk.starting.remote()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Save before a resize and on a preemption notice; say what is waited for, and look for room anew."""
+        if isinstance(current_state, (RestartingState, ReschedulingState, ResizingState)):
+            self._forget()
         if isinstance(current_state, RunningState):
             self._said = ""
         elif isinstance(current_state, ResizingState):
@@ -79,6 +84,10 @@ class Guard(ControllerCallback):
 
     def _save(self, seconds: float) -> bool:
         return bool(desk.ask(self._desk, seconds))
+
+    def _forget(self) -> None:
+        """Tell the watchdog that nobody is to be missed until workers are heard of again."""
+        board.send(self._queue, RESTART, _PATIENCE_S)
 
     def _say(self, line: str) -> None:
         if line != self._said:

@@ -30,6 +30,8 @@ _RAY_TRAIN = {
     "WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # a worker whose process stands still is given up and the run restarted
     "WORKER_GROUP_START_TIMEOUT_S": "5",  # for room alone; then it looks again how many workers there is room for
 }
+# For other ranks, which may be staging their data set. The watchdog names who hangs, Ray Train finds who is dead.
+_COLLECTIVE_S = 12 * 3600
 
 
 def check_address() -> None:
@@ -101,7 +103,7 @@ def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board, say
         ray_worker,
         on_interrupt=Interrupt(watched, desk, config.checkpoint.grace, say),
         train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_S),
         scaling_config=_scaling(config, gpu),
         run_config=_ray_run(config, run_id, desk, watched.queue),
     )

@@ -71,7 +71,9 @@ def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
     )
     outside.mark("services")
     with outside.pulse.beating(tell):
+        outside.pulse.phase("stage")
         folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
+        outside.pulse.phase("start")
         return run(config, world, outside, folder, job["code_version"])
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +17,15 @@ from typing import Any
 from pipelines.pulse import WAITS
 
 TAG = "agmm.watchdog"
+RESTART: Mapping[str, Any] = {"pulse": {"phase": "restart"}}  # the item of the controller: workers start anew
 LOOK_EVERY_S = 5.0
 _SILENT_S = 30.0  # without a pulse while others beat
 _ALL_SILENT_S = 60.0
 _STUCK_S = 45.0  # in one phase while others wait
 _FIRST_STEP_S = 100.0  # the same in a first step, which compiles
 _ALL_STUCK_S = 90.0
+_STORING_S = 600.0  # in the place of all three while a rank stores a checkpoint
+_FORGOTTEN_S = 300.0  # a silent rank, once others have come to life since
 _SLOW, _NOISE_S = 5.0, 0.005  # times the others' median; what is below the noise is not slow
 _STEP_ORDER = ("load", "forward", "backward", "update")
 
@@ -39,6 +43,8 @@ class Beat:
     done: int  # steps of this process
     at: float  # when it came
     busy: tuple[float, ...] = ()  # own seconds a step, of the last two windows in which the rank made steps
+    life: str = ""  # of the process
+    born: float = 0.0  # when its process was first heard of
 
     def stuck(self, now: float) -> float:
         """Seconds in its phase, as far as is known."""
@@ -87,7 +93,7 @@ def _silent(ranks: list[Beat], now: float) -> list[Finding]:
 def _behind(ranks: list[Beat], now: float) -> list[Finding]:
     """Ranks that others wait for."""
     return [
-        _hung(beat, f"has been in {_place(beat)} for {beat.stuck(now):.0f} s, and the others wait for it")
+        _held_up(beat, now)
         for beat in ranks
         if not beat.waits
         and beat.stuck(now) > _limit(beat)
@@ -96,7 +102,18 @@ def _behind(ranks: list[Beat], now: float) -> list[Finding]:
 
 
 def _limit(beat: Beat) -> float:
+    if beat.phase == "stage":
+        return math.inf  # a data set may take hours, and says how it goes
+    if beat.phase == "commit":
+        return _STORING_S
     return _STUCK_S if beat.done else _FIRST_STEP_S
+
+
+def _held_up(beat: Beat, now: float) -> Finding:
+    if beat.phase != "commit":
+        return _hung(beat, f"has been in {_place(beat)} for {beat.stuck(now):.0f} s, and the others wait for it")
+    what = f"is storing a checkpoint of step {beat.step}, for {beat.stuck(now):.0f} s now, and the others wait for it"
+    return Finding("hung", beat.rank, f"{beat} {what}")
 
 
 def _is_before(beat: Beat, other: Beat) -> bool:
@@ -112,7 +129,7 @@ def _all_stuck(ranks: list[Beat], now: float) -> list[Finding]:
     if not ranks or not all(beat.done for beat in ranks):
         return []
     still = min(beat.stuck(now) for beat in ranks)
-    if still <= _ALL_STUCK_S:
+    if still <= (_STORING_S if any(beat.phase == "commit" for beat in ranks) else _ALL_STUCK_S):
         return []
     where = "; ".join(f"{beat} in {_place(beat)}" for beat in ranks)
     return [Finding("hung", -1, f"no rank has moved for {still:.0f} s: {where}")]
@@ -139,7 +156,7 @@ def _hung(beat: Beat, what: str) -> Finding:
 
 
 def _place(beat: Beat) -> str:
-    return f"phase {beat.phase} of step {beat.step}"
+    return f"phase {beat.phase} of step {beat.step}{' (storing a checkpoint)' * (beat.phase == 'commit')}"
 
 
 class Watchdog:
@@ -157,26 +174,35 @@ class Watchdog:
     ) -> None:
         self._say, self._tag, self._clock, self._lock = say, tag, clock, threading.Lock()
         self._beats: dict[int, Beat] = {}
+        self._ended: set[str] = set()  # lives of workers that are not coming back
         self._active: dict[tuple[str, int], str] = {}
         self._looked = clock()
 
     def take(self, item: Mapping[str, Any]) -> None:
-        """Take an item `{"pulse": {...}}`, see `pulse.Pulse.item`: a listener of the board."""
+        """Take an item `{"pulse": {...}}`, see `pulse.Pulse.item` and `RESTART`: a listener of the board."""
         pulse = item["pulse"]
         with self._lock:
-            before = self._beats.get(pulse["rank"])
-            if pulse["phase"] == "end":
-                if before and before.pid == pulse["pid"]:
-                    del self._beats[pulse["rank"]]
-                return
-            if before and (before.host, before.pid) != (pulse["host"], pulse["pid"]):
-                self._beats.clear()  # Ray Train has started all workers anew, perhaps fewer
-                before = None
-            windows = before.busy if before else ()
-            if pulse["steps"]:
-                windows = (*windows, pulse["busy"])[-2:]
-            told = {key: value for key, value in pulse.items() if key not in ("busy", "steps")}
-            self._beats[pulse["rank"]] = Beat(**told, at=self._clock(), busy=windows)
+            if item == RESTART:
+                self._ended |= {beat.life for beat in self._beats.values()}
+                self._beats.clear()
+            elif pulse["life"] not in self._ended:  # the last words of one that is being ended may come late
+                self._hear(pulse)
+
+    def _hear(self, pulse: Mapping[str, Any]) -> None:
+        rank, now = pulse["rank"], self._clock()
+        before = self._beats.get(rank)
+        if pulse["phase"] == "end":
+            if before and before.life == pulse["life"]:
+                del self._beats[rank]
+            return
+        if before and before.life != pulse["life"]:
+            self._beats.clear()  # Ray Train has started all workers anew, perhaps fewer
+            before = None
+        windows, born = (before.busy, before.born) if before else ((), now)
+        if pulse["steps"]:
+            windows = (*windows, pulse["busy"])[-2:]
+        told = {key: value for key, value in pulse.items() if key not in ("busy", "steps")}
+        self._beats[rank] = Beat(**told, at=now, busy=windows, born=born)
 
     def look(self) -> None:
         """Judge, and say what is new and what is over."""
@@ -185,8 +211,16 @@ class Watchdog:
             if now - self._looked > 3 * LOOK_EVERY_S:  # the driver itself was stopped: silence proves nothing
                 self._beats = {rank: replace(beat, at=now) for rank, beat in self._beats.items()}
             self._looked = now
+            self._forget_ghosts(now)
             found, here = judge(self._beats, now), set(self._beats)
         self._tell({(finding.kind, finding.rank): finding.text for finding in found}, here)
+
+    def _forget_ghosts(self, now: float) -> None:
+        """Drop ranks that nobody ended in words, and that fewer workers have replaced."""
+        youngest = max((beat.born for beat in self._beats.values()), default=now)
+        for rank, beat in list(self._beats.items()):
+            if now - beat.at > _FORGOTTEN_S and beat.at < youngest:
+                del self._beats[rank]
 
     def _tell(self, found: dict[tuple[str, int], str], here: set[int]) -> None:
         new = [text for key, text in found.items() if key not in self._active]
@@ -218,6 +252,8 @@ class Watchdog:
 
 
 def _recovery(kind: str, rank: int, here: set[int]) -> str:
+    if not here:
+        return "the processes of all ranks are gone"
     if rank >= 0 and rank not in here:
         return f"the process of rank {rank} is gone"
     who = "the ranks" if rank < 0 else f"rank {rank}"

@@ -96,7 +96,9 @@ def _resume(plan: Plan, state: State) -> None:
         attempt = claim(store, plan.outside.session)
         name = newest_usable(store, plan.outside.say)
         state.saver = new_saver(plan, attempt)
+    plan.outside.pulse.phase("gather")
     name = plan.world.share(name)
+    plan.outside.pulse.phase("start")
     if name:
         state.restore(load(store, name))
         if plan.is_main:

@@ -132,5 +132,5 @@ def test_a_folder_that_fails_to_list_is_told_and_not_taken_for_empty(store, tmp_
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(ServiceError, match="Cannot list .*: Input/output error"):
+    with pytest.raises(ServiceError, match=r"Cannot list .*: Input/output error"):
         store.keys("")

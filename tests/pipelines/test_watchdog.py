@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipelines import ray_driver
-from pipelines.watchdog import TAG, Beat, Watchdog, judge
+from pipelines.watchdog import RESTART, TAG, Beat, Watchdog, judge
 
 NOW = 1000.0
 
@@ -26,7 +25,12 @@ def _judged(*beats):
         ([_beat(0, since=42), _beat(1, "load", 42), _beat(2, since=42)], []),
         ([_beat(0, since=60), _beat(1, "forward", 60)], [("hung", 1)]),
         ([_beat(0, "gather", 60), _beat(1, "validate", 60)], [("hung", 1)]),
-        ([_beat(0, "commit", 60), _beat(1, since=60)], [("hung", 0)]),
+        # a checkpoint takes as long as its store
+        ([_beat(0, "commit", 590), _beat(1, since=590)], []),
+        ([_beat(0, "commit", 600), _beat(1, since=600)], [("hung", 0)]),
+        ([_beat(0, "commit", 60), _beat(1, "load", 60), _beat(2, since=60)], [("hung", 1)]),
+        # a data set may take hours on one node, and the others wait for it
+        ([_beat(0, "gather", 9000, step=0, done=0), _beat(1, "stage", 9000, step=0, done=0)], []),
         ([_beat(0, since=60), _beat(1, "load", 60), _beat(2, "load", 60)], [("hung", 1), ("hung", 2)]),
         # it moves, though slowly
         ([_beat(0, since=60), _beat(1, "load", 10)], []),
@@ -51,7 +55,8 @@ def _judged(*beats):
         # all stand still
         ([_beat(0, since=89), _beat(1, since=89)], [("hung", -1)]),
         ([_beat(0, since=87), _beat(1, since=87)], []),
-        ([_beat(0, "commit", 91)], [("hung", -1)]),
+        ([_beat(0, "commit", 590)], []),
+        ([_beat(0, "commit", 600)], [("hung", -1)]),
         # slow: twice in a row five times the others' median
         ([_beat(0, busy=(0.1, 0.1)), _beat(1, busy=(0.5, 0.5))], [("slow", 1)]),
         ([_beat(0, busy=(0.1, 0.1)), _beat(1, busy=(0.49, 0.9))], []),
@@ -84,6 +89,15 @@ def test_findings_say_who_where_and_how_long():
     )
 
 
+def test_a_long_save_is_called_by_its_name():
+    (alone,) = judge({0: _beat(0, "commit", 600)}, NOW)
+    (waited_for,) = judge({0: _beat(0, "commit", 600), 1: _beat(1, since=600)}, NOW)
+    assert alone.text.endswith("rank 0 (host host0, pid 100) in phase commit of step 7 (storing a checkpoint)")
+    assert waited_for.text == (
+        "rank 0 (host host0, pid 100) is storing a checkpoint of step 7, for 602 s now, and the others wait for it"
+    )
+
+
 class _Stage:
     """A watchdog on a clock of the test's own, and what it has said and tagged."""
 
@@ -101,7 +115,7 @@ class _Stage:
 
 
 def _pulse(rank, *, phase="backward", since=1.0, pid=None, busy=0.1, steps=3):
-    own = {"rank": rank, "host": "h", "pid": pid or 100 + rank}
+    own = {"rank": rank, "host": "h", "pid": pid or 100 + rank, "life": f"{rank}-{pid}"}
     return own | {"step": 9, "phase": phase, "since": since, "busy": busy, "steps": steps, "done": 8}
 
 
@@ -154,6 +168,40 @@ def test_a_restart_ends_what_was_found():
     assert stage.said[1:] == ["watchdog: the process of rank 1 is gone"]
 
 
+def test_a_restart_that_takes_long_names_nobody_though_late_words_come():
+    stage = _Stage()
+    stage.run(10, _pulse(0), _pulse(1))
+    stage.dog.take(RESTART)
+    stage.run(10, _pulse(0), _pulse(1))  # before they are ended
+    stage.run(400)
+    stage.run(100, _pulse(0, pid=200))
+    assert stage.said == []
+
+
+def test_what_was_found_of_all_ranks_ends_with_them():
+    stage = _Stage()
+    stage.run(5, _pulse(0, since=100.0), _pulse(1, since=100.0))
+    stage.dog.take(RESTART)
+    stage.run(5)
+    assert stage.said[1:] == ["watchdog: the processes of all ranks are gone"]
+
+
+def test_a_ghost_of_older_workers_does_not_stay():
+    stage = _Stage()
+    stage.dog.take(RESTART)
+    stage.dog.take({"pulse": _pulse(3)})  # unheard of until then, and ended without a word
+    stage.run(600, _pulse(0, pid=200), _pulse(1, pid=201))
+    assert stage.said[0].startswith("watchdog: rank 3 ")
+    assert stage.said[1:] == ["watchdog: the process of rank 3 is gone"]
+
+
+def test_a_rank_that_stays_stopped_stays_named():
+    stage = _Stage()
+    stage.run(10, _pulse(0), _pulse(1))
+    stage.run(900, _pulse(0))
+    assert len(stage.said) == 1
+
+
 def test_ranks_that_ended_are_not_missed():
     stage = _Stage()
     stage.run(10, _pulse(0), _pulse(1))
@@ -171,9 +219,3 @@ def test_a_driver_that_was_stopped_blames_nobody():
     stage.dog.look()
     stage.run(10, _pulse(0), _pulse(1))
     assert stage.said == []
-
-
-def test_a_tag_that_mlflow_does_not_take_is_said():
-    said = []
-    ray_driver._tag("sqlite:////proc/no/such.db", "run", said.append, TAG, "rank 1 hangs")
-    assert said[0].startswith(f"MLflow did not take the tag {TAG}: ")
