@@ -112,7 +112,7 @@ def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Mod
     return DistributedDataParallel(
         network,
         device_ids=devices,
-        broadcast_buffers=False,  # of running statistics only rank 0's count, and a forward pass waits for no rank
+        forward_sync_buffers=False,  # of running statistics only rank 0's count, and a forward pass waits for no rank
         # Without this DDP sums in another order after its first step, and a resumed run would differ in the last bit.
         find_unused_parameters=deterministic,
     )
