@@ -93,7 +93,9 @@ class Scribe:
             return True
         if not self._link.lost_at:
             return False
-        if self._sender.session == self._session and not self._sender.ended:
+        if self._sender.session != self._session:  # another one follows, or the disk did not take the opening
+            self._tell(self._link.last_words())
+        elif not self._sender.ended:
             return self._close_for_the_driver()
         self._clean()
         return True
@@ -113,9 +115,14 @@ class Scribe:
         try:
             self._spool.append(close)
         except OSError:  # a full disk may be what ended the driver
-            self._sender.close(close)
+            self._tell(close)
             return True
         return False
+
+    def _tell(self, end: dict[str, Any] | None) -> None:
+        """Close the run past the journal, where that is what the session ended with."""
+        if end and "close" in end:
+            self._sender.close(end)
 
     def _is_followed(self) -> bool:
         """Whether another session's scribe waits for this one to end; it may know a way to MLflow."""

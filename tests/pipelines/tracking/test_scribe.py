@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipelines import faults
 from pipelines import journal as journals
 from pipelines.sender import Sender
 from pipelines.spool import Spool, close_of
@@ -156,6 +157,30 @@ def test_a_full_disk_costs_rows_and_not_the_state(parts, store):
     assert len([line for line in said if "cannot be kept" in line]) == 1
     parts.wait_for(lambda: parts.state(client, run_id) == ("KILLED", "SIGTERM"))
     _assert_once(parts, client, run_id, last=10)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_session_that_the_disk_never_took_is_closed_as_its_driver_says(parts, store, monkeypatch, earlier):
+    client, run_id = parts.open_run(store)
+    if earlier:
+        for line in (
+            {"open": "s0", "uri": store},
+            {"metrics": {"a": 1.0}, "step": 1, "time": 1},
+            close_of("s0", "FAILED", ""),
+        ):
+            Spool(run_id).append(line)
+    monkeypatch.setattr(faults, "_faults", faults._parse("metrics.append=error"))  # in this process only
+    parts.journal_of(run_id, store).close("KILLED", "SIGTERM", wait_s=30)
+    parts.wait_for(lambda: parts.state(client, run_id) == ("KILLED", "SIGTERM"))
+    assert client.get_run(run_id).data.metrics == ({"a": 1.0} if earlier else {})
+
+
+def test_an_abandoned_session_that_the_disk_never_took_leaves_the_state(parts, store, monkeypatch):
+    client, run_id = parts.open_run(store)
+    monkeypatch.setattr(faults, "_faults", faults._parse("metrics.append=error"))
+    assert parts.journal_of(run_id, store).abandon(wait_s=30)
+    parts.wait_for(lambda: not parts.scribes(run_id))
+    assert parts.state(client, run_id) == ("RUNNING", None)
 
 
 def test_a_row_of_more_keys_than_a_request_takes(parts, store):
