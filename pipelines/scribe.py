@@ -20,7 +20,6 @@ from pipelines.claim import claimed, lock_of
 from pipelines.errors import ServiceError, UserError
 from pipelines.sender import Sender
 from pipelines.spool import Spool, close_of
-from pipelines.tracking import HEARTBEAT_TAG
 
 PATIENCE = "AGMM_SCRIBE_PATIENCE_S"  # how long to go on without a driver, seconds
 _PATIENCE_S = 3600.0
@@ -68,7 +67,6 @@ class Scribe:
         self._sender = Sender(self._spool, uri, _say)
         self._beaten_at = -_BEAT_EVERY_S
         self._failures = 0
-        self._revived = False
 
     def serve(self) -> None:
         """Send until the session has ended and everything is sent, or for as long as there is patience."""
@@ -78,7 +76,7 @@ class Scribe:
                     return
                 self._failures = 0
             except ServiceError as error:
-                self._failures, self._revived = self._failures + 1, False
+                self._failures, self._beaten_at = self._failures + 1, -_BEAT_EVERY_S
                 _say(f"MLflow does not take it now: {error}")
                 if self._link.lost_at and self._is_followed():
                     return
@@ -95,28 +93,36 @@ class Scribe:
             return True
         if not self._link.lost_at:
             return False
-        if self._sender.session == self._session and not self._sender.ended:
+        if self._sender.session != self._session:  # another one follows, or the disk did not take the opening
+            self._tell(self._link.last_words())
+        elif not self._sender.ended:
             return self._close_for_the_driver()
         self._clean()
         return True
 
     def _beat(self) -> None:
-        """Tell whoever looks from another machine that the driver lives, and put right who thought otherwise."""
-        if not self._revived:
-            self._sender.revive(self._session)
-            self._revived = True
-        if time.monotonic() - self._beaten_at >= _BEAT_EVERY_S:
-            self._sender.tag(HEARTBEAT_TAG, datetime.now(UTC).isoformat(timespec="seconds"))
+        """Now and then, and first after an outage: who took the run over or closed it did so meanwhile."""
+        if time.monotonic() - self._beaten_at >= _BEAT_EVERY_S and not self._has_ended():
+            self._sender.beat(self._session)
             self._beaten_at = time.monotonic()
+
+    def _has_ended(self) -> bool:
+        """Whether MLflow knows the session's end: such a run is not to be set to RUNNING."""
+        return self._sender.ended and self._sender.session == self._session
 
     def _close_for_the_driver(self) -> bool:
         close = self._link.last_words() or close_of(self._session, "FAILED", LOST)
         try:
             self._spool.append(close)
         except OSError:  # a full disk may be what ended the driver
-            self._sender.close(close)
+            self._tell(close)
             return True
         return False
+
+    def _tell(self, end: dict[str, Any] | None) -> None:
+        """Close the run past the journal, where that is what the session ended with."""
+        if end and "close" in end:
+            self._sender.close(end)
 
     def _is_followed(self) -> bool:
         """Whether another session's scribe waits for this one to end; it may know a way to MLflow."""

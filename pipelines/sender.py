@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines import tracking
@@ -29,6 +30,7 @@ class Sender:
     def __init__(self, spool: Spool, uri: str, say: Say) -> None:
         self.ended = False  # the session has closed or abandoned the run
         self.overtaken = False  # what waits is of a session after the one that `send` was limited to
+        self._dispossessed = False  # the run is another session's, which logs these steps itself
         self._spool, self._uri, self._say = spool, uri, say
         self._mark = spool.mark()
         self._client: MlflowClient | None = None
@@ -52,23 +54,32 @@ class Sender:
             self._passed(bundle[-1])
         return bool(entries)
 
-    def tag(self, key: str, value: str) -> None:
-        """Set a tag of the run now, before what waits."""
-        with self._trouble():
-            self._connected().set_tag(self._spool.run_id, key, value)
-
     def close(self, operation: Mapping[str, Any]) -> None:
         """End the run now, as a `close` of the journal does, unless a newer session owns it."""
         with self._trouble():
             self._close(operation)
 
-    def revive(self, session: str) -> None:
-        """Set the run to RUNNING where somebody has closed it while this session's driver lives."""
+    def beat(self, session: str) -> None:
+        """Tell whoever looks that this session's driver lives; a run that somebody has closed is RUNNING again.
+
+        Where another session owns the run by now, all that is the run's is left to it: metrics and tags that wait or
+        come are passed over from here on.
+        """
         with self._trouble():
             run = self._run()
-            if run.info.status != "RUNNING" and _owner(run) == session:
+            if _owner(run) not in ("", session):
+                self._yield_to(_owner(run))
+                return
+            if run.info.status != "RUNNING":
                 self._say(f"the run lives and was {run.info.status}: set to RUNNING again")
                 tracking.reopen_run(self._connected(), self._spool.run_id, {})
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._connected().set_tag(self._spool.run_id, tracking.HEARTBEAT_TAG, now)
+
+    def _yield_to(self, owner: str) -> None:
+        if not self._dispossessed:
+            self._say(f"session {owner} owns the run by now: metrics and tags of this one are not sent any more")
+        self._dispossessed = True
 
     def _passed(self, entry: Entry) -> None:
         """Note an entry as delivered."""
@@ -108,14 +119,16 @@ class Sender:
 
     def _deliver(self, bundle: list[Entry]) -> None:
         operation = bundle[0].operation
-        if "metrics" in operation:
+        if "close" in operation:
+            self._close(operation)
+        elif self._dispossessed:
+            return
+        elif "metrics" in operation:
             rows = self._fresh([entry.operation for entry in bundle])
             for start in range(0, len(rows), _AT_ONCE):
                 self._log(rows[start : start + _AT_ONCE])
         elif "tag" in operation:
             self._connected().set_tag(self._spool.run_id, operation["tag"], operation["value"])
-        elif "close" in operation:
-            self._close(operation)
 
     def _fresh(self, operations: list[dict[str, Any]]) -> list[Metric]:
         """The metrics of rows, without what MLflow has of them."""

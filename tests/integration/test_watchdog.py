@@ -60,7 +60,8 @@ class _Training:
 
     def workers(self):
         family = psutil.Process(self.process.pid).children(recursive=True)
-        return [each for each in family if any("RayTrainWorker" in word for word in each.cmdline())]
+        alive = [each for each in family if each.status() != psutil.STATUS_ZOMBIE]  # the scribe's starter is one
+        return [each for each in alive if any("RayTrainWorker" in word for word in each.cmdline())]
 
     def tag(self, pattern, seconds=30):
         """The watchdog's tag once it matches."""

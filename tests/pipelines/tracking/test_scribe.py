@@ -7,9 +7,11 @@ import time
 
 import pytest
 
+from pipelines import faults
 from pipelines import journal as journals
-from pipelines.spool import Spool
-from pipelines.tracking import SESSION_TAG
+from pipelines.sender import Sender
+from pipelines.spool import Spool, close_of
+from pipelines.tracking import HEARTBEAT_TAG, SESSION_TAG
 
 ROWS = 40
 
@@ -157,6 +159,30 @@ def test_a_full_disk_costs_rows_and_not_the_state(parts, store):
     _assert_once(parts, client, run_id, last=10)
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_session_that_the_disk_never_took_is_closed_as_its_driver_says(parts, store, monkeypatch, earlier):
+    client, run_id = parts.open_run(store)
+    if earlier:
+        for line in (
+            {"open": "s0", "uri": store},
+            {"metrics": {"a": 1.0}, "step": 1, "time": 1},
+            close_of("s0", "FAILED", ""),
+        ):
+            Spool(run_id).append(line)
+    monkeypatch.setattr(faults, "_faults", faults._parse("metrics.append=error"))  # in this process only
+    parts.journal_of(run_id, store).close("KILLED", "SIGTERM", wait_s=30)
+    parts.wait_for(lambda: parts.state(client, run_id) == ("KILLED", "SIGTERM"))
+    assert client.get_run(run_id).data.metrics == ({"a": 1.0} if earlier else {})
+
+
+def test_an_abandoned_session_that_the_disk_never_took_leaves_the_state(parts, store, monkeypatch):
+    client, run_id = parts.open_run(store)
+    monkeypatch.setattr(faults, "_faults", faults._parse("metrics.append=error"))
+    assert parts.journal_of(run_id, store).abandon(wait_s=30)
+    parts.wait_for(lambda: not parts.scribes(run_id))
+    assert parts.state(client, run_id) == ("RUNNING", None)
+
+
 def test_a_row_of_more_keys_than_a_request_takes(parts, store):
     client, run_id = parts.open_run(store)
     journal = parts.journal_of(run_id, store)
@@ -169,10 +195,36 @@ def test_a_state_that_a_newer_session_owns_is_left_alone(parts, store):
     client, run_id = parts.open_run(store)
     journal = parts.journal_of(run_id, store)
     _log(journal)
+    assert journal.flush(30)
     client.set_tag(run_id, SESSION_TAG, "of another machine")
     assert journal.close("FAILED", "too late", wait_s=30)
     assert parts.state(client, run_id) == ("RUNNING", None)
     _assert_once(parts, client, run_id)
+
+
+def test_a_session_without_the_run_logs_nothing_from_its_next_beat_on(parts, store):
+    """Two drivers of different homes: the older one must not double the steps that the newer one logs."""
+    client, run_id = parts.open_run(store)
+    spool, said = Spool(run_id), []
+    sender = Sender(spool, store, said.append)
+    spool.append({"open": "s1", "uri": store})
+    spool.append({"metrics": {"a": 1.0}, "step": 1, "time": 1})
+    sender.beat("s1")
+    sender.send(only="s1")
+    client.set_tag(run_id, SESSION_TAG, "s2")
+    client.set_tag(run_id, HEARTBEAT_TAG, "of s2")
+    spool.append({"metrics": {"a": 2.0}, "step": 2, "time": 2})
+    spool.append({"tag": "said", "value": "by s1"})
+    spool.append(close_of("s1", "FAILED", "refused"))
+    sender.beat("s1")
+    sender.beat("s1")
+    sender.send(only="s1")
+    tags = client.get_run(run_id).data.tags
+    assert parts.steps(client, run_id, "a") == [1]
+    assert (tags.get("said"), tags[HEARTBEAT_TAG]) == (None, "of s2")
+    assert parts.state(client, run_id) == ("RUNNING", None)
+    assert len([line for line in said if "s2 owns the run" in line]) == 1
+    assert spool.mark().offset == spool.size()  # the driver's end waits for nothing
 
 
 def test_a_run_that_was_closed_by_mistake_runs_again(parts, store, monkeypatch):
