@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from pipelines.faults import fault_point
 from pipelines.storage import Store
 from pipelines.tensor_file import write_tensors
 
+_SCRATCH, _OLD_S = "agmm-checkpoint-", 86400.0
 PARTS = ("model", "optimizer", "signs")
 
 
@@ -106,10 +109,19 @@ def save(attempt: Attempt, checkpoint: Checkpoint) -> str:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
+    _sweep()
     with _on_scratch(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="agmm-checkpoint-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True)
     with folder:
         yield Path(folder.name)
+
+
+def _sweep() -> None:
+    """Remove what killed processes left, a day ago or more."""
+    with suppress(OSError):
+        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+            if time.time() - left.stat().st_mtime > _OLD_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -134,7 +146,7 @@ def _fault(point: str) -> None:
 
 def load(store: Store, name: str) -> Checkpoint:
     """Read and verify one committed checkpoint. Raises ServiceError naming the file that is missing or damaged."""
-    with tempfile.TemporaryDirectory(prefix="agmm-checkpoint-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch:
         folder = Path(scratch)
         _fetch_verified(store, name, folder)
         state = json.loads((folder / STATE).read_text())

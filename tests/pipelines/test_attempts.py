@@ -131,3 +131,15 @@ def test_an_older_one_that_cleans_up_leaves_the_newer_ones_upload_alone(store, t
     checkpoints.prune(store, 1, name)
     assert checkpoints.committed(store) == [name]
     assert store.keys("attempt-0002") == ["attempt-0002-step-000000003/model.safetensors"]
+
+
+def test_a_driver_that_was_overtaken_does_not_take_the_run_back(tmp_path):
+    """Its workers die and are started again: that must not fence whoever took over."""
+    store = open_store(str(tmp_path / "run"))
+    claim(store, "older")
+    newer = claim(store, "newer")
+    with pytest.raises(Fenced, match="taken over by attempt 2") as caught:
+        claim(store, "older")
+    assert not caught.value.own
+    newer.check()
+    claim(store, "newer").check()

@@ -1,3 +1,6 @@
+import os
+import tempfile
+
 import pytest
 import torch
 
@@ -112,3 +115,36 @@ def test_pruning_keeps_the_newest(store, first, trained):
 
 def test_no_checkpoint_is_no_checkpoint(store):
     assert checkpoints.newest_usable(store, print) == ""
+
+
+def test_what_killed_processes_left_on_the_scratch_disk_is_swept_after_a_day(
+    store, first, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, new = tmp_path / "agmm-checkpoint-old", tmp_path / "agmm-checkpoint-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    os.utime(old, (0, 0))
+    checkpoints.save(first, _checkpoint(trained))
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_store_that_does_not_answer_is_not_a_store_without_checkpoints(store, first, trained, monkeypatch):
+    """A run that began again from nothing would soon have removed what it had."""
+    checkpoints.save(first, _checkpoint(trained))
+
+    def away(*_):
+        raise ServiceError("no route")
+
+    monkeypatch.setattr(store, "read", away)
+    with pytest.raises(ServiceError, match="no route"):
+        checkpoints.newest_usable(store, print)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(store, first, trained, tmp_path):
+    name = checkpoints.save(first, _checkpoint(trained))
+    (tmp_path / "run" / name / "state.json").write_text("{}")
+    with pytest.raises(ServiceError, match="None of the 1 committed checkpoints"):
+        checkpoints.newest_usable(store, lambda _: None)
