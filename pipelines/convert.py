@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agmm.conversion import calibrate, rate_coded
-from pipelines.checkpoint import model_tensors
+from pipelines.checkpoints.checkpoint import model_tensors
 from pipelines.config import DataConfig, ModelConfig
 from pipelines.data import plan
 from pipelines.data.beton import BetonReader

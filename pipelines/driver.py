@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines import checkpoint as checkpoints
-from pipelines import ray_driver, registry, tracking
+from pipelines import registry
+from pipelines.checkpoints import checkpoint as checkpoints
 from pipelines.config import RunConfig, parse_config
 from pipelines.data.loaders import check_data
 from pipelines.data.manifest import Manifest, ensure_verified
@@ -16,13 +16,15 @@ from pipelines.data.mixing import check_pairs
 from pipelines.data.staging import data_folder
 from pipelines.errors import ServiceError
 from pipelines.home import data_address, default_store, home
-from pipelines.journal import Journal
-from pipelines.lifecycle import tracked
 from pipelines.network import build_network, build_optimizer
+from pipelines.on_ray import driver as ray_driver
 from pipelines.progress import Say
 from pipelines.report import figures
 from pipelines.storage import Store, check_writable, open_store
 from pipelines.teacher import build_criterion
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.journal import Journal
+from pipelines.tracking.lifecycle import tracked
 from pipelines.version import code_version
 
 if TYPE_CHECKING:

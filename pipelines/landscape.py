@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agmm.landscape import moved, random_directions
 from agmm.loop import evaluate, means
-from pipelines.checkpoint import model_tensors
+from pipelines.checkpoints.checkpoint import model_tensors
 from pipelines.data.loaders import open_loader
 from pipelines.data.manifest import ensure_verified
 from pipelines.data.staging import data_folder

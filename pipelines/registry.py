@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from agmm.models import SpikingNetwork
-from pipelines import checkpoint as checkpoints
-from pipelines.checkpoint import sha256_of
+from pipelines.checkpoints import checkpoint as checkpoints
+from pipelines.checkpoints.checkpoint import sha256_of
+from pipelines.checkpoints.tensor_file import write_tensors
 from pipelines.config import DataConfig, ModelConfig, RunConfig
 from pipelines.errors import ServiceError, UserError
 from pipelines.network import build_network
 from pipelines.storage import open_store
-from pipelines.tensor_file import write_tensors
-from pipelines.tracking import connect, explained
+from pipelines.tracking.runs import connect, explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,23 +15,23 @@ import torch
 
 from agmm.loop import train_step
 from agmm.metrics.flips import signs
-from pipelines.attempts import claim
 from pipelines.benchmarks import DATASET, circumstances, row, small_data
-from pipelines.checkpoint import PARTS
+from pipelines.checkpoints.attempts import claim
+from pipelines.checkpoints.checkpoint import PARTS
+from pipelines.checkpoints.saver import Saver
 from pipelines.config import RunConfig, parse_config
 from pipelines.data.loaders import open_loader
 from pipelines.errors import ServiceError
 from pipelines.home import home
-from pipelines.keeping import keep
-from pipelines.measure import Measures
+from pipelines.loop.keeping import keep
+from pipelines.loop.measure import Measures
+from pipelines.loop.state import Plan, State
+from pipelines.loop.world import Outside, World
 from pipelines.network import build_network, build_optimizer, normalise
 from pipelines.progress import Progress, Say
-from pipelines.saver import Saver
-from pipelines.state import Plan, State
 from pipelines.storage import Store, open_store
 from pipelines.teacher import build_criterion
 from pipelines.version import code_version
-from pipelines.world import Outside, World
 
 _STEPS = 4  # without a checkpoint, in each round
 _MAX_AGE_S = 600.0
@@ -134,7 +134,7 @@ def _config(store: Store, data: Path, size: Size) -> RunConfig:
 
 
 def _trained(store: Store, scratch: Path, size: Size) -> tuple[Plan, State]:
-    """A run before its first step, as `pipelines.worker` makes it."""
+    """A run before its first step, as `pipelines.loop.worker` makes it."""
     data = small_data(scratch, train=8 * size.batch_size, size=size.resolution)
     config, world = _config(store, data, size), World(0, 1, torch.device("cpu"))
     outside = Outside(store, lambda _row, _step: None, lambda _item: None, lambda _metrics: None)

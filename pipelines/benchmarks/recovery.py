@@ -28,7 +28,7 @@ from pipelines.progress import Progress, Say
 if TYPE_CHECKING:
     import psutil
 
-_STARTED = re.compile(r"2 workers started in ([\d.]+) s: (.*)")  # see `pipelines.startup`
+_STARTED = re.compile(r"2 workers started in ([\d.]+) s: (.*)")  # see `pipelines.on_ray.startup`
 _STEP = re.compile(r"step \d+/")
 _PATIENCE_S = 180.0  # for a start
 _END_S = 60.0

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines import signals
 from pipelines.cli import benchmarks, checkpoints, data, models, runs, services
 from pipelines.cli.output import say
+from pipelines.tracking import signals
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

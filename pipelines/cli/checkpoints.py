@@ -12,7 +12,7 @@ from pipelines.cli.output import JSON, table
 from pipelines.cli.services import use_services
 
 if TYPE_CHECKING:
-    from pipelines.inventory import Entry
+    from pipelines.checkpoints.inventory import Entry
 
 
 @click.group()
@@ -29,7 +29,7 @@ def checkpoints() -> None:
 def checkpoints_list(uri: str, as_json: bool) -> None:
     """Checkpoints at URI, the newest last: committed, unfinished, or of another format. No file is hashed."""
     use_services()
-    from pipelines.inventory import entries
+    from pipelines.checkpoints.inventory import entries
 
     rows = [entry.row() for entry in entries(uri)]
     if as_json:
@@ -53,8 +53,8 @@ def _mb(row: dict[str, Any]) -> str:
 def checkpoints_verify(uri: str, as_json: bool) -> None:
     """Hash every file of the committed checkpoints at URI. Exit code 1 if one is damaged, 2 if there is none."""
     use_services()
+    from pipelines.checkpoints.inventory import COMMITTED, DAMAGED, entries
     from pipelines.errors import UserError
-    from pipelines.inventory import COMMITTED, DAMAGED, entries
 
     found = entries(uri)
     if not any(entry.state == COMMITTED for entry in found):
@@ -71,7 +71,7 @@ def checkpoints_verify(uri: str, as_json: bool) -> None:
 
 
 def _verified(found: list[Entry]) -> list[dict[str, Any]]:
-    from pipelines.inventory import COMMITTED, DAMAGED, WHOLE, problems
+    from pipelines.checkpoints.inventory import COMMITTED, DAMAGED, WHOLE, problems
     from pipelines.progress import Progress
 
     rows = []

@@ -20,7 +20,8 @@ def models() -> None:
 def models_list(as_json: bool) -> None:
     """Registered versions, newest first."""
     use_services()
-    from pipelines import registry, tracking
+    from pipelines import registry
+    from pipelines.tracking import runs as tracking
 
     uri = tracking.tracking_uri(None)
     with tracking.explained(uri):
@@ -38,7 +39,8 @@ def models_list(as_json: bool) -> None:
 def models_promote(name: str, alias: str, version: int | None) -> None:
     """Point an alias of model NAME at a version, after loading and verifying it."""
     use_services()
-    from pipelines import registry, tracking
+    from pipelines import registry
+    from pipelines.tracking import runs as tracking
 
     uri = tracking.tracking_uri(None)
     with tracking.explained(uri):

@@ -129,8 +129,8 @@ def runs_reap(stale: float, as_json: bool) -> None:
     use_services()
     from datetime import timedelta
 
-    from pipelines import tracking
-    from pipelines.reap import reap
+    from pipelines.tracking import runs as tracking
+    from pipelines.tracking.reap import reap
 
     uri = tracking.tracking_uri(None)
     rows = [row._asdict() for row in reap(tracking.connect(uri), uri, timedelta(minutes=stale), say)]

@@ -8,8 +8,8 @@ import uuid
 
 import yaml
 
-from pipelines import checkpoint as checkpoints
-from pipelines.checkpoint import PARTS
+from pipelines.checkpoints import checkpoint as checkpoints
+from pipelines.checkpoints.checkpoint import PARTS
 from pipelines.storage import open_store, sha256_in
 
 STEPS = 12  # of an epoch: 48 images in batches of 4

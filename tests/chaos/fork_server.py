@@ -28,10 +28,10 @@ def run_rank(recipe, log, rank=0, world=1, meeting="", faults=""):
     import torch.distributed as dist
 
     from pipelines import faults as points
+    from pipelines.loop.worker import run
+    from pipelines.loop.world import Outside, World
     from pipelines.recipe import load_recipe
     from pipelines.storage import open_store
-    from pipelines.worker import run
-    from pipelines.world import Outside, World
 
     points._faults = points._parse(faults)
     if world > 1:
@@ -49,8 +49,9 @@ def run_rank(recipe, log, rank=0, world=1, meeting="", faults=""):
 def _serve():
     import torch
 
-    from pipelines import recipe, worker  # noqa: F401, they import all that a run needs
+    from pipelines import recipe  # noqa: F401, they import all that a run needs
     from pipelines.data.loaders import why_absent
+    from pipelines.loop.worker import run  # noqa: F401
 
     torch.set_num_threads(1)
     why_absent()  # imports FFCV

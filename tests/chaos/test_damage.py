@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipelines import checkpoint as checkpoints
+from pipelines.checkpoints import checkpoint as checkpoints
 from pipelines.errors import ServiceError
 from pipelines.storage import open_store
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import checkpoint as checkpoints
-from pipelines import faults, saver
+from pipelines import faults
+from pipelines.checkpoints import checkpoint as checkpoints
+from pipelines.checkpoints import saver
 from pipelines.config import parse_config
 from pipelines.errors import Fenced, ServiceError
-from pipelines.storage_s3 import Limits, S3Store
-from pipelines.worker import run
-from pipelines.world import Outside, World
+from pipelines.loop.worker import run
+from pipelines.loop.world import Outside, World
+from pipelines.storage.s3 import Limits, S3Store
 from tests.s3_proxy import S3Proxy
 from tests.s3_server import point_at, s3_server
 

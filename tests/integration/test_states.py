@@ -9,7 +9,7 @@ import psutil
 import pytest
 import yaml
 
-from pipelines import tracking
+from pipelines.tracking import runs as tracking
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 WITHIN_S = 30

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from pipelines import tracking
+from pipelines.tracking import runs as tracking
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import yaml
 
-from pipelines import tracking
-from pipelines.watchdog import TAG
+from pipelines.on_ray.watchdog import TAG
+from pipelines.tracking import runs as tracking
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pipelines import checkpoint as checkpoints
 from pipelines.benchmarks.checkpoint import Size, bench, measure
+from pipelines.checkpoints import checkpoint as checkpoints
 from pipelines.storage import open_store
 
 TINY = Size(width=4, classes=3, resolution=32)

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from pipelines import checkpoint as checkpoints
 from pipelines import cli
-from pipelines.attempts import claim
-from pipelines.checkpoint import Checkpoint, Position
+from pipelines.checkpoints import checkpoint as checkpoints
+from pipelines.checkpoints.attempts import claim
+from pipelines.checkpoints.checkpoint import Checkpoint, Position
 from pipelines.storage import open_store
 
 RUN = "0123456789abcdef0123456789abcdef"

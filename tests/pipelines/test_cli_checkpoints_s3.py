@@ -7,9 +7,9 @@ import torch
 
 from cluster.environment import CONFLICTING, client_environment
 from pipelines import cli
-from pipelines.attempts import claim
 from pipelines.benchmarks.checkpoint import Size, bench
-from pipelines.checkpoint import Checkpoint, Position, save
+from pipelines.checkpoints.attempts import claim
+from pipelines.checkpoints.checkpoint import Checkpoint, Position, save
 from pipelines.storage import open_store
 from tests.s3_server import s3_server
 

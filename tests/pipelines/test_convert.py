@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from pipelines import cli
-from pipelines.checkpoint import model_tensors
+from pipelines.checkpoints.checkpoint import model_tensors
 from pipelines.config import parse_config
 from pipelines.convert import _calibration_batches
 from pipelines.data.beton import BetonReader
 from pipelines.data.build import build
 from pipelines.data.events import Events, FrameRule
 from pipelines.data.samples import Sample, Source
+from pipelines.loop.worker import run
+from pipelines.loop.world import Outside, World
 from pipelines.network import build_network, normalise
 from pipelines.registry import ModelCard, read_model, write_model
 from pipelines.storage import open_store
-from pipelines.worker import run
-from pipelines.world import Outside, World
 
 ANALOGUE = {"time_steps": 1, "method": "vanilla", "neuron": {"kind": "relu"}}
 

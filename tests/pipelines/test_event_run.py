@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import checkpoint as checkpoints
-from pipelines import registry, tracking
+from pipelines import registry
+from pipelines.checkpoints import checkpoint as checkpoints
 from pipelines.config import parse_config
 from pipelines.data.beton import BetonReader
 from pipelines.data.build import build
 from pipelines.data.events import Events, FrameRule
 from pipelines.data.samples import Sample, Source
 from pipelines.evaluate import evaluate_model
+from pipelines.loop.worker import run
+from pipelines.loop.world import Outside, World
 from pipelines.storage import open_store
-from pipelines.worker import run
-from pipelines.world import Outside, World
+from pipelines.tracking import runs as tracking
 
 SHAPE = (3, 2, 16, 16)
 

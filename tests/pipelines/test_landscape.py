@@ -9,8 +9,8 @@ import torch
 from filelock import FileLock
 
 from agmm.landscape import moved, random_directions
-from pipelines import checkpoint as checkpoints
 from pipelines import cli, registry
+from pipelines.checkpoints import checkpoint as checkpoints
 from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_model
 from pipelines.landscape import Grid, _spread_images, landscape

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from pipelines import board
 from pipelines.cli.output import say
+from pipelines.on_ray import board
 from pipelines.progress import Progress, clock
 
 ITEM = {

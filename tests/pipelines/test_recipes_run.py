@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import checkpoint as checkpoints
+from pipelines.checkpoints import checkpoint as checkpoints
 from pipelines.data.build import build
 from pipelines.data.saccade import simulated
 from pipelines.data.samples import Sample, Source
 from pipelines.data.sources import choose_frames
+from pipelines.loop.worker import run
+from pipelines.loop.world import Outside, World
 from pipelines.recipe import load_recipe, recipe_names
 from pipelines.storage import open_store
-from pipelines.worker import run
-from pipelines.world import Outside, World
 
 STEPS, BATCH = 20, 4
 CLASSES = ("red", "green", "blue")

@@ -3,13 +3,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import checkpoint as checkpoints
-from pipelines import registry, tracking
-from pipelines.attempts import claim
-from pipelines.checkpoint import Checkpoint, Position
+from pipelines import registry
+from pipelines.checkpoints import checkpoint as checkpoints
+from pipelines.checkpoints.attempts import claim
+from pipelines.checkpoints.checkpoint import Checkpoint, Position
 from pipelines.errors import ServiceError, UserError
 from pipelines.network import build_network, normalise
 from pipelines.storage import open_store
+from pipelines.tracking import runs as tracking
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import urllib.request
 import psutil
 import pytest
 
-from pipelines import tracking
-from pipelines.journal import Journal
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.journal import Journal
 
 
 def open_run(uri, session="s1"):
@@ -53,7 +53,7 @@ def scribes(run_id):
 
 
 def _is_scribe(words, run_id):
-    return run_id in words and "pipelines.scribe" in words
+    return run_id in words and "pipelines.tracking.scribe" in words
 
 
 @pytest.fixture

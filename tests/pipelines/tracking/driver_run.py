@@ -6,10 +6,11 @@ import time
 import click
 import yaml
 
-from pipelines import cli, tracking
+from pipelines import cli
 from pipelines.config import parse_config
 from pipelines.data.manifest import load_manifest
-from pipelines.lifecycle import tracked
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.lifecycle import tracked
 
 
 @cli.agmm.command()

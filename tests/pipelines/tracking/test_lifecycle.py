@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import lifecycle, tracking
 from pipelines.config import parse_config
 from pipelines.data.manifest import load_manifest
 from pipelines.errors import Fenced, TrainingFailed, UserError
-from pipelines.lifecycle import tracked
-from pipelines.scribe import LOST
+from pipelines.tracking import lifecycle
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.lifecycle import tracked
+from pipelines.tracking.scribe import LOST
 
 SCRIPT = Path(__file__).with_name("driver_run.py")
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, reap, tracking
-from pipelines.process import process_tags
-from pipelines.spool import Spool, close_of
-from pipelines.tracking import HEARTBEAT_TAG, SESSION_TAG
+from pipelines import cli
+from pipelines.tracking import reap
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.process import process_tags
+from pipelines.tracking.runs import HEARTBEAT_TAG, SESSION_TAG
+from pipelines.tracking.spool import Spool, close_of
 
 SCRIPT = Path(__file__).with_name("driver_run.py")
 FIVE = timedelta(minutes=5)
@@ -25,7 +27,7 @@ def quickly(monkeypatch):
 @pytest.fixture
 def gone():
     """The tags of a process of this machine that has ended."""
-    code = "from pipelines.process import process_tags; import json; print(json.dumps(process_tags()))"
+    code = "from pipelines.tracking.process import process_tags; import json; print(json.dumps(process_tags()))"
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
@@ -74,7 +76,7 @@ def test_a_run_that_lives_is_left_alone(parts, store):
 
 
 def test_a_run_that_is_claimed_is_left_alone_whatever_its_tags_say(parts, store, gone):
-    from pipelines.claim import claimed
+    from pipelines.tracking.claim import claimed
 
     client, run_id = parts.open_run(store)
     _tagged(client, run_id, gone)

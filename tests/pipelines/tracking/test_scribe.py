@@ -8,10 +8,10 @@ import time
 import pytest
 
 from pipelines import faults
-from pipelines import journal as journals
-from pipelines.sender import Sender
-from pipelines.spool import Spool, close_of
-from pipelines.tracking import HEARTBEAT_TAG, SESSION_TAG
+from pipelines.tracking import journal as journals
+from pipelines.tracking.runs import HEARTBEAT_TAG, SESSION_TAG
+from pipelines.tracking.sender import Sender
+from pipelines.tracking.spool import Spool, close_of
 
 ROWS = 40
 

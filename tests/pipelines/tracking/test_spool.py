@@ -2,7 +2,7 @@ import resource
 
 import pytest
 
-from pipelines.spool import Mark, Spool
+from pipelines.tracking.spool import Mark, Spool
 
 ROWS = [{"metrics": {"a": float(step)}, "step": step, "time": 1} for step in range(3)]
 

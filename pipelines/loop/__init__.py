@@ -1,0 +1,1 @@
+"""What every worker executes; it knows no service."""

@@ -1,0 +1,1 @@
+"""A run on Ray: its workers, what they tell the driver, and how it ends."""

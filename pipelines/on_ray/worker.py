@@ -1,0 +1,89 @@
+"""The function that Ray Train runs in each worker: it joins the services to the loop of `pipelines.loop.worker`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from pipelines.config import RunConfig
+from pipelines.data.staging import staged
+from pipelines.errors import Fenced
+from pipelines.faults import fault_point
+from pipelines.loop.pulse import Pulse
+from pipelines.loop.worker import run
+from pipelines.loop.world import Outside, World
+from pipelines.on_ray import board
+from pipelines.on_ray.causes import brief, foreseen
+from pipelines.on_ray.desk import Ear
+from pipelines.on_ray.startup import Startup, describe
+from pipelines.storage import open_store
+
+_PATIENCE_S = 3.0  # with a driver that is behind, before a row is dropped
+_FAILURE_PATIENCE_S = 30.0  # the same before the reason of a failure is, without which a restart meets it again
+
+
+def ray_worker(job: dict[str, Any]) -> dict[str, float]:
+    """Train one rank of a run. `job`: config, run_id, session, folder, code_version, the board's queue and the desk.
+
+    A foreseen failure, which a restart would meet again, ends the run through the board. Anything else is said, and
+    Ray Train restarts the workers.
+    """
+    tell = partial(board.send, job["queue"])
+    fail = partial(tell, patience_s=_FAILURE_PATIENCE_S)
+    try:
+        return _train(job, tell)
+    except Fenced as error:
+        # overtaken by a restart of its own run, it is a leftover that nobody misses
+        if error.own:
+            tell({"say": str(error)})
+        else:
+            fail({"failed": f"Fenced: {error}"})
+        raise
+    except Exception as error:
+        if reason := foreseen(error):
+            fail({"failed": reason})
+        else:
+            tell({"say": f"a worker stopped ({brief(error)}); the run starts again, run.max_failures times at most"})
+        raise
+
+
+def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
+    import ray.train
+    from ray.train.torch import get_device
+
+    fault_point("worker.start")
+    config = RunConfig.model_validate(job["config"])
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    heard = _listening(job["desk"], world, tell) if world.rank == 0 else {}
+    outside = Outside(
+        store=open_store(f"{config.checkpoint.uri}/{job['run_id']}", proven=True),  # by the driver
+        log=partial(_log, job["queue"]),
+        progress=tell,
+        session=job["session"],
+        tag=lambda key, value: tell({"tag": key, "value": value}),
+        on_epoch=lambda metrics: ray.train.report(metrics),
+        pulse=Pulse(world.rank),
+        **heard,
+    )
+    outside.mark("services")
+    with outside.pulse.beating(tell):
+        outside.pulse.phase("stage")
+        folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
+        outside.pulse.phase("start")
+        return run(config, world, outside, folder, job["code_version"])
+
+
+def _listening(desk: Any, world: World, tell: Any) -> dict[str, Any]:
+    """Rank 0's part of the outside: it may be asked to save and stop, and says how its start went."""
+    ear = Ear(desk)
+    startup = Startup(lambda parts: tell({"say": describe(parts, ear.seconds(), world.size)}))
+    return {"stop_requested": ear.asked, "saved": ear.saved, "mark": startup.mark}
+
+
+def _log(queue: Any, row: dict[str, float], step: int) -> None:
+    """Hand a row to the driver, whose journal keeps it: MLflow costs a step nothing."""
+    board.send(queue, {"metrics": row, "step": step}, _PATIENCE_S)

@@ -1,0 +1,88 @@
+"""Why workers fail, in words; Ray's own errors as it words them."""
+
+import pytest
+import torch
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+from agmm.loop import NotFinite
+from pipelines.errors import ServiceError, UserError
+from pipelines.on_ray.causes import cause, foreseen
+
+
+def _cpu_allocator():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error", [_cpu_allocator(), MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried")]
+)
+def test_memory_that_is_not_there_is_not_there_after_a_restart(error):
+    said = foreseen(error)
+    assert said.startswith("out of memory: ")
+    assert "data.batch_size" in said
+    assert "run.workers" in said
+    assert "run.precision" in said
+
+
+@pytest.mark.parametrize("error", [NotFinite("nan"), UserError("no"), ServiceError("down")])
+def test_what_was_foreseen_is_said_as_it_is(error):
+    assert foreseen(error) == f"{type(error).__name__}: {error}"
+
+
+def test_a_bug_is_not_foreseen():
+    assert foreseen(RuntimeError("shapes do not fit")) is None
+
+
+class _Failed(Exception):
+    def __init__(self, failures):
+        self.worker_failures = failures
+
+
+class _HealthCheck(Exception):
+    def __init__(self, failure):
+        self.health_check_failure = failure
+
+
+def _died(message):
+    return ActorDiedError(
+        ActorDiedErrorContext(error_message=message, actor_id=b"\0" * 16, class_name="RayTrainWorker")
+    )
+
+
+_EXIT = "The actor is dead because its worker process has died. Worker exit type: {} Worker exit detail: {}"
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (
+            _died(
+                _EXIT.format("SYSTEM_ERROR", "Worker exits with code 2. End of file. Some common causes include: (1)")
+            ),
+            "rank 3: its process was lost: Worker exits with code 2. End of file. A kernel",
+        ),
+        (_died(_EXIT.format("NODE_OUT_OF_MEMORY", "Memory on the node is low.")), "its node ran out of memory. Lower"),
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), "its node ran out of memory."),
+        (
+            _died("The actor died because its node has died. Node Id: 12\n\tthe node was terminated."),
+            "its node was lost",
+        ),
+        (KeyError("bug"), "rank 3: KeyError: 'bug'"),
+    ],
+)
+def test_lost_workers_are_told_in_words(failure, words):
+    said = cause(_Failed({3: _HealthCheck(failure)}))
+    assert words in said
+    assert "actor_id" not in said
+    assert "common causes" not in said
+
+
+def test_ranks_that_met_the_same_are_told_once():
+    assert cause(_Failed({0: UserError("no"), 1: UserError("no")})) == "UserError: no"
+
+
+def test_a_failure_of_the_controller_has_its_first_line():
+    assert cause(RuntimeError("no storage\nTraceback")) == "no storage"
