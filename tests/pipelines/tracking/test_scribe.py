@@ -11,7 +11,7 @@ from pipelines import faults
 from pipelines import journal as journals
 from pipelines.sender import Sender
 from pipelines.spool import Spool, close_of
-from pipelines.tracking import HEARTBEAT_TAG, SESSION_TAG
+from pipelines.tracking import CAUSE_TAG, HEARTBEAT_TAG, SESSION_TAG
 
 ROWS = 40
 
@@ -233,6 +233,16 @@ def test_a_run_that_was_closed_by_mistake_runs_again(parts, store, monkeypatch):
     journal = parts.journal_of(run_id, store)
     parts.wait_for(lambda: parts.state(client, run_id)[0] == "RUNNING")
     assert journal.close("FINISHED", wait_s=30)
+
+
+def test_each_beat_of_a_live_driver_revives_a_run_that_was_closed(parts, store):
+    client, run_id = parts.open_run(store)
+    sender = Sender(Spool(run_id), store, lambda _: None)
+    for _ in range(2):
+        client.set_tag(run_id, CAUSE_TAG, "reaped: too early")
+        client.set_terminated(run_id, "FAILED")
+        sender.beat("s1")
+        assert parts.state(client, run_id) == ("RUNNING", None)
 
 
 @pytest.mark.timeout(240)
