@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipelines import faults
+from pipelines import faults, tracking
 from pipelines import journal as journals
 from pipelines.sender import Sender
 from pipelines.spool import Spool, close_of
@@ -200,6 +200,13 @@ def test_a_state_that_a_newer_session_owns_is_left_alone(parts, store):
     assert journal.close("FAILED", "too late", wait_s=30)
     assert parts.state(client, run_id) == ("RUNNING", None)
     _assert_once(parts, client, run_id)
+
+
+def test_a_step_that_two_drivers_logged_is_drawn_with_its_first_value(parts, store):
+    client, run_id = parts.open_run(store)
+    for value, time_ms, step in ((3.0, 30, 2), (2.0, 20, 2), (1.0, 40, 1)):
+        client.log_metric(run_id, "a", value, timestamp=time_ms, step=step)
+    assert tracking.history(client, run_id, ["a", "none"]) == {"a": [(1, 1.0), (2, 2.0)], "none": []}
 
 
 def test_a_session_without_the_run_logs_nothing_from_its_next_beat_on(parts, store):
