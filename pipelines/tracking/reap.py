@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_WATCH_S = 15.0  # longer than a scribe pauses before it tries again: after an outage of MLflow it comes back first
+_WATCH_S = 45.0  # longer than a scribe's heartbeat (30 s) and its pause after an outage of MLflow (10 s) together
+_LEAST_STALE = timedelta(minutes=1)
 
 
 class Reaped(NamedTuple):
@@ -44,8 +45,14 @@ def reap(client: MlflowClient, uri: str, stale: timedelta, say: Say) -> list[Rea
     """Close every run that is RUNNING in MLflow and has no process, and send every journal of this home that is left.
 
     A process of this machine is looked for by its number and start; one of another counts as gone when its heartbeat
-    is older than `stale` and stays so while it is watched. Raises ServiceError where MLflow fails.
+    is older than `stale` and stays so while it is watched. Raises UserError for a `stale` below a minute;
+    ServiceError where MLflow fails.
     """
+    if stale < _LEAST_STALE:
+        raise UserError(
+            f"--stale={stale / timedelta(minutes=1):g} minutes is too short: a run that lives gives a sign every 30 s. "
+            "Allowed: 1 or more."
+        )
     with tracking.explained(uri):
         runs = tracking.running(client)
         verdicts = [_verdict(run, stale) for run in runs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from pipelines.home import default_tracking_uri, home
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
 RECIPE_TAG, CAUSE_TAG = "agmm.recipe", "agmm.cause"
 SESSION_TAG = "agmm.session"  # which of a run's drivers owns its state
@@ -152,9 +152,17 @@ def log_figure(client: MlflowClient, run_id: str, figure: Figure, name: str) -> 
 
 
 def history(client: MlflowClient, run_id: str, keys: list[str]) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) rows of metrics, by key, without doubles: a step that was repeated keeps its last value."""
-    rows = {key: {m.step: m.value for m in client.get_metric_history(run_id, key)} for key in keys}
-    return {key: sorted(values.items()) for key, values in rows.items()}
+    """(step, value) rows of metrics, by key and ordered by step; a step that was logged twice has its first value.
+
+    Two drivers of a run may both log a step until the older one sees the newer one.
+    """
+    return {key: _first_values(client.get_metric_history(run_id, key)) for key in keys}
+
+
+def _first_values(metrics: Iterable[Metric]) -> list[tuple[int, float]]:
+    """As the sender has it: the first write of a step stays."""
+    newest_first = sorted(metrics, key=lambda metric: metric.timestamp, reverse=True)
+    return sorted({metric.step: metric.value for metric in newest_first}.items())
 
 
 def close_run(client: MlflowClient, run_id: str, status: str, cause: str = "") -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.tracking import reap
+from pipelines.errors import UserError
+from pipelines.tracking import reap, scribe
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.process import process_tags
 from pipelines.tracking.runs import HEARTBEAT_TAG, SESSION_TAG
@@ -17,6 +18,7 @@ from pipelines.tracking.spool import Spool, close_of
 
 SCRIPT = Path(__file__).with_name("driver_run.py")
 FIVE = timedelta(minutes=5)
+WATCH_S = reap._WATCH_S  # before a test shortens it
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +103,16 @@ def test_a_run_that_gives_a_sign_while_it_is_watched_is_left_alone(parts, store,
         "left",
         f"process {process_tags()['agmm.pid']} on {process_tags()['agmm.host']} has given a sign of life",
     )
+
+
+def test_watching_takes_longer_than_a_heartbeat():
+    assert WATCH_S > scribe._BEAT_EVERY_S + scribe._LONGEST_PAUSE_S
+
+
+@pytest.mark.parametrize("seconds", [0, 59])
+def test_a_time_shorter_than_heartbeats_need_is_refused(store, seconds):
+    with pytest.raises(UserError, match=r"--stale=.* is too short.*Allowed: 1 or more"):
+        reap.reap(tracking.connect(store), store, timedelta(seconds=seconds), lambda _: None)
 
 
 def test_a_run_that_another_session_took_over_meanwhile_keeps_its_state(parts, store, gone):

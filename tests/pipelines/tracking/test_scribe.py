@@ -9,7 +9,8 @@ import pytest
 
 from pipelines import faults
 from pipelines.tracking import journal as journals
-from pipelines.tracking.runs import HEARTBEAT_TAG, SESSION_TAG
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import CAUSE_TAG, HEARTBEAT_TAG, SESSION_TAG
 from pipelines.tracking.sender import Sender
 from pipelines.tracking.spool import Spool, close_of
 
@@ -202,6 +203,13 @@ def test_a_state_that_a_newer_session_owns_is_left_alone(parts, store):
     _assert_once(parts, client, run_id)
 
 
+def test_a_step_that_two_drivers_logged_is_drawn_with_its_first_value(parts, store):
+    client, run_id = parts.open_run(store)
+    for value, time_ms, step in ((3.0, 30, 2), (2.0, 20, 2), (1.0, 40, 1)):
+        client.log_metric(run_id, "a", value, timestamp=time_ms, step=step)
+    assert tracking.history(client, run_id, ["a", "none"]) == {"a": [(1, 1.0), (2, 2.0)], "none": []}
+
+
 def test_a_session_without_the_run_logs_nothing_from_its_next_beat_on(parts, store):
     """Two drivers of different homes: the older one must not double the steps that the newer one logs."""
     client, run_id = parts.open_run(store)
@@ -233,6 +241,16 @@ def test_a_run_that_was_closed_by_mistake_runs_again(parts, store, monkeypatch):
     journal = parts.journal_of(run_id, store)
     parts.wait_for(lambda: parts.state(client, run_id)[0] == "RUNNING")
     assert journal.close("FINISHED", wait_s=30)
+
+
+def test_each_beat_of_a_live_driver_revives_a_run_that_was_closed(parts, store):
+    client, run_id = parts.open_run(store)
+    sender = Sender(Spool(run_id), store, lambda _: None)
+    for _ in range(2):
+        client.set_tag(run_id, CAUSE_TAG, "reaped: too early")
+        client.set_terminated(run_id, "FAILED")
+        sender.beat("s1")
+        assert parts.state(client, run_id) == ("RUNNING", None)
 
 
 @pytest.mark.timeout(240)
