@@ -118,7 +118,7 @@ def runs() -> None:
 @click.option(
     "--stale",
     metavar="MINUTES",
-    type=click.FloatRange(0),
+    type=click.FloatRange(1),
     default=5.0,
     show_default=True,
     help="Without a heartbeat, before a run of another machine counts as gone.",
