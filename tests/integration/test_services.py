@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
 
 ANY_PORT = [word for name in ("s3", "mlflow", "dashboard", "ray") for word in (f"--{name}-port", "0")]
 
