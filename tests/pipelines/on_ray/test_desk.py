@@ -1,5 +1,6 @@
 """The desk between whoever ends a run and its rank 0, on a Ray of its own."""
 
+import signal
 import threading
 import time
 
@@ -14,9 +15,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 @pytest.fixture(scope="module")
 def local_ray():
     options = {"num_cpus": 1, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(address="local", log_to_driver=False, logging_level="ERROR", **options)
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, before)  # Ray's own would stay, for all tests that follow
 
 
 @pytest.fixture
