@@ -62,6 +62,12 @@ def tiny_config(tiny_tree):
 
 
 @pytest.fixture(autouse=True)
+def no_signals(monkeypatch):
+    """No test sees the signals of another."""
+    monkeypatch.setattr("pipelines.tracking.signals._asked", [])
+
+
+@pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     """Nothing of a test lands in the user's home or talks to the user's services."""
     for name in ("AGMM_STORE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL_S3"):

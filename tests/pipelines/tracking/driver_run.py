@@ -1,5 +1,6 @@
 """A driver without workers, for tests that end it: opens a run, logs until it is ended, prints the run's id first."""
 
+import signal
 import sys
 import time
 
@@ -28,4 +29,7 @@ def drive(path, resume):
 
 
 if __name__ == "__main__":
+    # a shell ignores them for what it starts in the background, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     cli.main(["drive", *sys.argv[1:]])
