@@ -41,6 +41,9 @@ def main(recipe, rank, world, rendezvous, die_after=0):
     )
     metrics = run(config, World(rank, world, torch.device("cpu")), outside, Path(config.data.uri), "test")
     print(json.dumps({"top1": metrics["top1"], "loss": metrics["loss"], "count": metrics["count"]}))
+    sys.stdout.flush()
+    dist.barrier()  # a rank that left first would abort those that still talk to it
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
