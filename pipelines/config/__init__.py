@@ -7,7 +7,7 @@ checkpoints and its registered model. `pipelines.recipe` makes it from a recipe 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -16,6 +16,7 @@ from pipelines.config.data import DataConfig as DataConfig
 from pipelines.config.data import MixConfig as MixConfig
 from pipelines.config.execution import CheckpointConfig, ExecutionConfig, TrackingConfig
 from pipelines.config.model import ModelConfig as ModelConfig
+from pipelines.config.search import TuneConfig as TuneConfig
 from pipelines.config.section import NAME, Section
 from pipelines.config.training import DistillConfig as DistillConfig
 from pipelines.config.training import LossConfig
@@ -35,6 +36,7 @@ class RunConfig(Section):
     run: ExecutionConfig = ExecutionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig | None = Field(None, description="how `agmm tune` searches; training takes no notice")
 
     @model_validator(mode="after")
     def _every_worker_has_an_image(self) -> RunConfig:
@@ -70,7 +72,7 @@ class RunConfig(Section):
 
 
 # Fields that say where a run executes, not what it computes: a resume may change them.
-FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "data.uri", "data.loader", "data.threads"})
+FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "tune", "data.uri", "data.loader", "data.threads"})
 # ... but these parts of `run` change the numbers.
 FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
 
@@ -118,7 +120,9 @@ def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        section = annotation
+        section = next(each for each in (annotation, *get_args(annotation)) if _is_section(each))
     return section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
