@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.environment import environment
 from tests.conftest import make_image_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -69,7 +70,8 @@ def test_build_verify_train_evaluate(services, recipe, tmp_path):
 
     missing = _agmm("data", "stage", "s3://no-such-bucket/x", code=1)
     assert "no-such-bucket" in missing.stderr
-    foreign = {"AGMM_STORE": "s3://agmm", "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "planted-secret"}
+    here = environment(Path(os.environ["AGMM_HOME"]))["AWS_ENDPOINT_URL_S3"]
+    foreign = {"AWS_ENDPOINT_URL_S3": here, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "planted-secret"}
     wrong = _agmm("data", "stage", URI, code=1, **foreign)
     assert "credentials" in wrong.stderr
     assert "planted-secret" not in wrong.stderr
