@@ -17,7 +17,7 @@ from pipelines.config import RunConfig, parse_config
 from pipelines.errors import UserError
 
 _EXTENDS, _MERGE = "extends", "tag:yaml.org,2002:merge"
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
 
 
 def recipe_names() -> list[str]:
@@ -78,18 +78,19 @@ def _tree(name_or_path: str, below: tuple[str, ...]) -> dict[str, Any]:
 def _parse(name_or_path: str) -> dict[str, Any]:
     text = recipe_text(name_or_path)
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506, a SafeLoader
-    except _YAML_ERRORS as error:
+        tree = yaml.load(text, Loader=StrictLoader)  # noqa: S506, a SafeLoader
+    except YAML_ERRORS as error:
         raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"Recipe {name_or_path} must be a mapping of {', '.join(RunConfig.model_fields)}.")
     return tree
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, which lets the last of two equal keys win in silence; this one refuses the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, as yaml has it; raises ConstructorError for a key that is there twice."""
         # what `<<` merges in may be named again
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
         for key in keys:
@@ -118,5 +119,5 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {key}: {section!r} is a value, not a section.")
     try:
         tree[leaf] = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
+    except YAML_ERRORS as error:
         raise UserError(f"--set {key}: {text!r} is not a YAML value: {error}") from error

@@ -7,9 +7,9 @@ checkpoints and its registered model. `pipelines.recipe` makes it from a recipe 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipelines.config.data import AugmentConfig as AugmentConfig
 from pipelines.config.data import DataConfig as DataConfig
@@ -17,11 +17,10 @@ from pipelines.config.data import MixConfig as MixConfig
 from pipelines.config.execution import CheckpointConfig, ExecutionConfig, TrackingConfig
 from pipelines.config.model import ModelConfig as ModelConfig
 from pipelines.config.search import TuneConfig as TuneConfig
-from pipelines.config.section import NAME, Section
+from pipelines.config.section import NAME, Section, parse_section
 from pipelines.config.training import DistillConfig as DistillConfig
 from pipelines.config.training import LossConfig
 from pipelines.config.training import OptimConfig as OptimConfig
-from pipelines.errors import UserError
 
 
 class RunConfig(Section):
@@ -66,9 +65,16 @@ class RunConfig(Section):
         return self
 
     def total_steps(self, train_images: int) -> int:
-        """Optimiser steps of the whole run, on so many training images."""
-        steps = self.optim.epochs * (train_images // self.data.batch_size)
+        """Optimiser steps of the whole run; `train_images` are the data set's, of which data.share is trained on."""
+        steps = self.optim.epochs * self._epoch_steps(train_images)
         return min(steps, self.optim.max_steps or steps)
+
+    def total_epochs(self, train_images: int) -> int:
+        """Epochs that the whole run begins, each of which ends with a validation."""
+        return -(-self.total_steps(train_images) // self._epoch_steps(train_images))
+
+    def _epoch_steps(self, train_images: int) -> int:
+        return self.data.kept(train_images) // self.data.batch_size
 
 
 # Fields that say where a run executes, not what it computes: a resume may change them.
@@ -79,11 +85,7 @@ FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:
     """A plain mapping as a checked tree; `origin` names it in errors. Raises UserError."""
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        lines = "\n".join(f"  {_explain(item)}" for item in error.errors())
-        raise UserError(f"{origin} is not a valid run:\n{lines}") from error
+    return parse_section(RunConfig, tree, origin=origin, what="run")
 
 
 def config_differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -103,26 +105,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return key not in FIXED_IN_RUN and (key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME)
-
-
-def _explain(item: Mapping[str, Any]) -> str:
-    """One pydantic error as: where, what is wrong, what came, what is allowed."""
-    where = ".".join(str(part) for part in item["loc"]) or "the tree"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key. Known here: {', '.join(_section_of(item['loc']).model_fields)}."
-    if item["type"] == "missing":
-        return f"{where}: required, and missing."
-    came = "" if isinstance(item["input"], Mapping | BaseModel) else f" Got {item['input']!r}."
-    return f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{came}"
-
-
-def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
-    for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        section = next(each for each in (annotation, *get_args(annotation)) if _is_section(each))
-    return section
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -85,6 +85,7 @@ class DataConfig(Section):
     uri: str | None = Field(
         None, description="built data set: a folder, or s3://bucket/prefix to stage; default <home>/data/<dataset>"
     )
+    share: float = Field(1.0, gt=0, le=1, description="of the training images; which ones is a function of the seed")
     resolution: int = Field(224, ge=1, description="pixels a side that the network sees")
     crop_ratio: float = Field(1.0, gt=0, le=1, description="share of the short side that evaluation keeps")
     batch_size: int = Field(128, ge=1, description="images in a global batch, whatever the number of workers")
@@ -108,6 +109,10 @@ class DataConfig(Section):
                 "use crop=random_resized, or unset progressive.start"
             )
         return self
+
+    def kept(self, train_images: int) -> int:
+        """Training images that a run sees, of so many in the data set."""
+        return round(self.share * train_images)
 
     def resolution_in(self, epoch: int) -> int:
         """Pixels a side of training images in an epoch: a straight line, rounded, as in FFCV's ImageNet recipe."""

@@ -28,6 +28,11 @@ class ExecutionConfig(Section):
         description="epoch: firing, latent weights, gradients of its last step; step: also flips from step to step; "
         "none: only the epoch's flips. A compiled network has no firing and no gradients",
     )
+    operations: Literal["none", "last", "epoch"] = Field(
+        "last",
+        description="validations in which SOPs and MACs are counted, and energy with them: the last, or each epoch's. "
+        "Of a compiled network none: it passes no hooks, by which they are counted",
+    )
     log_every: int = Field(20, ge=1, description="steps between progress lines and training metrics")
 
     @field_validator("workers", mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,14 @@ class Drawn(Section):
     loguniform: _Interval | None = Field(None, description="[low, high], all orders of magnitude equally likely")
     choice: tuple[bool | int | float | str, ...] | None = Field(None, description="a list to take one of")
     step: float | None = Field(None, gt=0, description="of uniform: only low, low + step, ...")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Drawn):
+            # pydantic makes its own error of this one alone
+            raise ValueError("must say how it is drawn, as {uniform: [0, 1]} or {choice: [2, 4]}")  # noqa: TRY004
+        return value
 
     @model_validator(mode="after")
     def _is_one_of_them(self) -> Drawn:
@@ -42,6 +50,15 @@ class Drawn(Section):
             not self.choice or any(a == b for a, b in pairwise(sorted(map(repr, self.choice))))
         ):
             raise ValueError(f"choice needs values that differ, got {list(self.choice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_whole_steps(self) -> Drawn:
+        if self.uniform is not None and self.step is not None:
+            low, high = self.uniform
+            steps = (high - low) / self.step
+            if round(steps) < 1 or abs(steps - round(steps)) > 1e-8:
+                raise ValueError(f"step must divide high - low, got {self.step} for [{low}, {high}]")
         return self
 
     @property

@@ -1,10 +1,13 @@
-"""What all sections of a configuration share."""
+"""What all sections of a configuration share, and how a mapping becomes one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -15,3 +18,40 @@ class Section(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+_Kind = TypeVar("_Kind", bound=Section)
+
+
+def parse_section(kind: type[_Kind], tree: Mapping[str, Any], *, origin: str, what: str) -> _Kind:
+    """A plain mapping as a checked section; errors call it `origin`, and say that it is no valid `what`.
+
+    Raises UserError.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(kind, item)}" for item in error.errors())
+        raise UserError(f"{origin} is not a valid {what}:\n{lines}") from error
+
+
+def _explain(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+    """One pydantic error as: where, what is wrong, what came, what is allowed."""
+    where = ".".join(str(part) for part in item["loc"]) or "the tree"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key. Known here: {', '.join(_section_of(kind, item['loc']).model_fields)}."
+    if item["type"] == "missing":
+        return f"{where}: required, and missing."
+    came = "" if isinstance(item["input"], Mapping | BaseModel) else f" Got {item['input']!r}."
+    return f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{came}"
+
+
+def _section_of(section: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        section = next(each for each in (annotation, *get_args(annotation)) if _is_section(each))
+    return section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

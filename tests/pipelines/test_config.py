@@ -53,6 +53,19 @@ def test_a_resume_may_change_where_but_not_what(tiny_tree):
     assert config_differences(base, changed("data", "uri", "/elsewhere")) == []
     assert config_differences(base, changed("run", "precision", "bf16")) == ["run.precision: fp32 -> bf16"]
     assert config_differences(base, changed("optim", "lr", 0.2)) == ["optim.lr: 0.1 -> 0.2"]
+    assert config_differences(base, changed("data", "share", 0.5)) == ["data.share: 1.0 -> 0.5"]
+
+
+@pytest.mark.parametrize(("share", "images", "steps"), [(1, 48, 16), (0.5, 24, 8), (0.26, 12, 4), (0.01, 0, 0)])
+def test_a_share_shortens_the_epochs(tiny_tree, share, images, steps):
+    config = parse_config({**tiny_tree, "data": {**tiny_tree["data"], "share": share}}, origin="test")
+    assert (config.data.kept(48), config.total_steps(48)) == (images, steps)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01])
+def test_a_share_is_of_the_whole(tiny_tree, share):
+    with pytest.raises(UserError, match=r"data\.share"):
+        parse_config({**tiny_tree, "data": {**tiny_tree["data"], "share": share}}, origin="test")
 
 
 def test_flatten():
