@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -114,7 +115,8 @@ class _Share:
         part = plan.rank_slice(data.batch_size, rank, world)
         self.batch_size = part.stop - part.start
         if split == "train":
-            self.steps = count // data.batch_size
+            self._subset = plan.training_subset(count, data.kept(count), seed)
+            self.steps = len(self._subset) // data.batch_size
             self.samples = self.steps * data.batch_size
             self.local_samples = self.steps * self.batch_size
         else:
@@ -127,8 +129,8 @@ class _Share:
         if self.split == "val":
             own = plan.validation_slice(self._count, self._rank, self._world)
             return np.arange(own.start, own.stop, dtype=np.int64)
-        size = self.data.batch_size
-        return plan.training_ids(self._count, size, self._seed, epoch, self._rank, self._world).ravel()
+        size, kept = self.data.batch_size, len(self._subset)
+        return self._subset[plan.training_ids(kept, size, self._seed, epoch, self._rank, self._world).ravel()]
 
     def fill(self, table: plan.Table, sizes: plan.Sizes, epoch: int) -> None:
         """Write the epoch's plan; validation has the same one always."""
@@ -164,15 +166,16 @@ def open_loader(
 ) -> BatchLoader:
     """A loader of a built data set; `data.batch_size` is the global batch, of which this rank takes its share.
 
-    "train" is shuffled and augmented, and drops the incomplete last batch; "val" is in order, each sample once over all
-    ranks. Order and augmentation depend on (seed, epoch, sample id) alone: not on the loader, its threads or the world.
-    Event frames come through NumPy whatever `data.loader` says. The data must be what `model` takes, where it is given.
+    "train" is `data.share` of the images, shuffled and augmented, and drops the incomplete last batch; "val" is all of
+    them in order, each once over all ranks. Order and augmentation depend on (seed, epoch, sample id) alone: not on the
+    loader, its threads or the world. Event frames come through NumPy whatever `data.loader` says. The data must be what
+    `model` takes, where it is given.
     Raises UserError for a data set that is missing, damaged, another, or smaller than a batch.
     """
     manifest = ensure_verified(folder, expect_name=data.dataset, expect_classes=expect_classes, say=say)
     path = beton_path(folder, split)
     reader = BetonReader(path)
-    _check_batch(split, len(reader), data.batch_size, rank, world)
+    _check_batch(split, len(reader), data, rank, world)
     share = _Share(split, len(reader), data, seed, rank, world)
     table = plan.new_table(len(reader))
     check_kind(reader.layout.frames, data, model)
@@ -195,7 +198,7 @@ def check_data(
     Says once where FFCV is missing and torch loads instead, or where FFCV was asked for and event frames do without.
     """
     reader = BetonReader(beton_path(folder, "train"))
-    _check_batch("train", len(reader), data.batch_size, 0, world)
+    _check_batch("train", len(reader), data, 0, world)
     check_kind(reader.layout.frames, data, model)
     plan.check_plan(reader.sizes, data.augment, data.resolution)
     check_pairs(data, world)
@@ -205,13 +208,21 @@ def check_data(
         say("event frames are read by NumPy from a memory map, not by FFCV: there is nothing to decode")
 
 
-def _check_batch(split: Split, count: int, batch_size: int, rank: int, world: int) -> None:
+def _check_batch(split: Split, count: int, data: DataConfig, rank: int, world: int) -> None:
     if not 0 <= rank < world:
         raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of {world}")
+    batch_size, kept = data.batch_size, data.kept(count)
     if batch_size < world:
         raise UserError(f"data.batch_size={batch_size} is less than {world} workers. Raise it or lower run.workers.")
-    if split == "train" and count < batch_size:
+    if split == "val" or kept >= batch_size:
+        return
+    if count < batch_size:
         raise UserError(f"{count} training images do not fill one batch. Set data.batch_size to {count} or less.")
+    enough = math.ceil(1e4 * batch_size / count) / 1e4
+    raise UserError(
+        f"data.share={data.share} of {count} training images is {kept}, which do not fill one batch of {batch_size}. "
+        f"Set data.share to {enough:g} or more, or lower data.batch_size."
+    )
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 No state, no service, no image. Every draw comes from Philox, a counter-based generator keyed by (seed, epoch): its
 output at a position does not depend on who asks or on how much is asked, so any number of workers sees the same plan.
 The fourth word of the counter separates the streams, so that switching one kind of draw on moves no other: `_ORDER` for
-the permutation, `_AUGMENT` for crops and flips, `POLICY` and `CUTOUT` for pixels.py, `MIX` for mixing.py.
+the permutation, `_AUGMENT` for crops and flips, `POLICY` and `CUTOUT` for pixels.py, `MIX` for mixing.py,
+`_SUBSET` for which samples are trained on at all.
 
 A plan is a table of int32, a row per sample: (top, left, height, width, flip). A box may reach beyond its image only
 when it has the output's size; what lies outside is black or, with crop=roll, the image's other side.
@@ -27,6 +28,7 @@ COLUMNS = 5
 
 _ORDER, _AUGMENT = 0, 1
 POLICY, CUTOUT, MIX = 2, 3, 4
+_SUBSET = 5
 _TRIES = 10
 # One sample's draws: area and ratio of each try, position, flip.
 _DRAWS = 2 * _TRIES + 3
@@ -47,6 +49,14 @@ def generator_of(seed: int, epoch: int, stream: int) -> np.random.Generator:
 def epoch_order(count: int, seed: int, epoch: int) -> Ids:
     """The order of training samples in an epoch: a permutation of 0..count-1, the same on every rank."""
     return generator_of(seed, epoch, _ORDER).permutation(count).astype(np.int64, copy=False)
+
+
+def training_subset(count: int, kept: int, seed: int) -> Ids:
+    """The samples that a run trains on, `kept` of `count`, in order: the same in every epoch and on every rank.
+
+    A smaller subset lies within a larger one of the same seed; with `kept` equal to `count` it is 0..count-1.
+    """
+    return np.sort(generator_of(seed, 0, _SUBSET).permutation(count)[:kept]).astype(np.int64, copy=False)
 
 
 def rank_slice(batch_size: int, rank: int, world: int) -> slice:

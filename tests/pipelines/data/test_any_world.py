@@ -73,8 +73,8 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     return make
 
 
-def _open(folder: Path, split: Split, rank: int, world: int) -> BatchLoader:
-    data = DataConfig(dataset="numbered", resolution=8, batch_size=BATCH, loader="torch")
+def _open(folder: Path, split: Split, rank: int, world: int, share: float = 1.0) -> BatchLoader:
+    data = DataConfig(dataset="numbered", resolution=8, batch_size=BATCH, loader="torch", share=share)
     return open_loader(folder, split, data=data, seed=11, rank=rank, world=world)
 
 
@@ -108,6 +108,29 @@ def test_every_sample_is_trained_on_and_validated_exactly_once(
         validated = Counter(number for loader in val for batch in _numbers(loader, 0) for number in batch)
         assert validated == Counter(range(count // 3))
         assert {loader.samples for loader in val} == {count // 3}
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.25, 25), (0.07, 7), (1.0, 101)])
+def test_a_share_is_the_same_images_in_every_epoch_and_world(
+    numbered: Callable[[int], Path], share: float, kept: int
+) -> None:
+    """Ranks of 3 that start an epoch in its middle go on with the batches of one; validation leaves nothing out."""
+    folder = numbered(101)
+    with ExitStack() as opened:
+        ranks = [opened.enter_context(closing(_open(folder, "train", rank, 3, share))) for rank in range(3)]
+        whole = opened.enter_context(closing(_open(folder, "train", 0, 1, share)))
+        assert {rank.steps for rank in ranks} == {whole.steps} == {kept // BATCH}
+        seen: set[int] = set()
+        for epoch in range(12):
+            batches = _numbers(whole, epoch)
+            parts = zip(*(_numbers(loader, epoch, whole.steps // 2) for loader in ranks), strict=True)
+            assert [list(chain(*part)) for part in parts] == batches[whole.steps // 2 :]
+            flat = list(chain(*batches))
+            assert len(set(flat)) == len(flat) == whole.samples
+            seen |= set(flat)
+        assert len(seen) == kept
+        val = opened.enter_context(closing(_open(folder, "val", 0, 1, share)))
+        assert sorted(chain(*_numbers(val, 0))) == list(range(33))
 
 
 def test_another_world_goes_on_where_one_stopped(numbered: Callable[[int], Path]) -> None:

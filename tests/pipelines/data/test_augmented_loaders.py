@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.config import DataConfig, ModelConfig
-from pipelines.data import loaders
+from pipelines.config import DataConfig, MixConfig, ModelConfig
+from pipelines.data import loaders, plan
 from pipelines.data.build import build
 from pipelines.data.loaders import BatchLoader, check_data, open_loader
+from pipelines.data.mixing import draw_mixes
 from pipelines.data.sources import open_source
 from pipelines.errors import UserError
 
@@ -99,3 +100,14 @@ def test_pairs_are_checked_before_workers_start(raw: Path, opened: Opener) -> No
     mix = opened(augment={"mix": {"mixup": 0.2}}).mixing(0, 2)
     assert mix is not None
     assert (mix.share.shape, mix.box.shape) == ((3,), (3, 4))
+
+
+def test_a_share_is_augmented_and_mixed_as_all_are(opened: Opener) -> None:
+    """An image of a share has the draws of its place among all 21; order and pairs are the share's."""
+    augment = {"mix": {"mixup": 0.2}} | PIXELS
+    part, ids = opened(augment=augment, share=0.58), plan.training_subset(21, 12, 3)[plan.epoch_order(12, 3, 1)]
+    everything, order = opened(augment=PIXELS, batch_size=1), plan.epoch_order(21, 3, 1).tolist()
+    assert torch.equal(images(part), images(everything)[[order.index(one) for one in ids.tolist()]])
+    mix, expected = part.mixing(1, 1), draw_mixes(ids[6:], 21, MixConfig(mixup=0.2), 32, 3, 1)
+    assert mix is not None
+    assert torch.equal(mix.share, expected.share)

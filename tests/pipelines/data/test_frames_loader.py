@@ -139,6 +139,15 @@ def test_worlds_threads_and_resume_see_the_same(opened: Opener) -> None:
     assert not torch.equal(collected(loader, 2)[0], whole)
 
 
+def test_a_share_of_frames_is_the_same_in_every_epoch(opened: Opener, recordings: Path) -> None:
+    labels = BetonReader(recordings / "train.beton").labels[plan.training_subset(11, 6, 3)]
+    loader = opened(share=0.5, batch_size=6)
+    first, second = collected(loader, 0), collected(loader, 1)
+    assert sorted(first[1].tolist()) == sorted(second[1].tolist()) == sorted(labels.tolist())
+    assert {frame.numpy().tobytes() for frame in first[0]} == {frame.numpy().tobytes() for frame in second[0]}
+    assert opened("val", share=0.5).samples == 5
+
+
 def test_validation_sees_every_sample_once(opened: Opener) -> None:
     parts = [collected(opened("val", rank=rank, world=2, augment=ROLL)) for rank in range(2)]
     assert torch.cat([labels for _, labels in parts]).tolist() == [1, 0, 1, 0, 1]

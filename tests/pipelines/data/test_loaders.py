@@ -43,11 +43,12 @@ def opened() -> Iterator[Opener]:
         batch: int = 5,
         threads: int = 1,
         resolution: int = 32,
+        share: float = 1.0,
         **more: Any,
     ) -> BatchLoader:
         data = DataConfig.model_validate(
             {"dataset": dataset, "resolution": resolution, "batch_size": batch, "loader": loader, "threads": threads}
-            | {"augment": augment, "crop_ratio": 0.9}
+            | {"augment": augment, "crop_ratio": 0.9, "share": share}
         )
         made.append(open_loader(folder, split, data=data, seed=3, **more))
         return made[-1]
@@ -84,6 +85,15 @@ def test_images_are_what_the_plan_says(opened: Opener, mixed: Path, augment: Aug
     for image, index in zip(images, ids, strict=True):
         expected = cut(decode(reader, int(index)), table[index], 32)
         assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+
+def test_an_image_of_a_share_looks_as_it_does_among_all(opened: Opener, mixed: Path) -> None:
+    images, _ = collected(opened(mixed, augment=RANDOM, share=0.5), epoch=2)
+    reader, table = BetonReader(mixed / "train.beton"), plan.new_table(24)
+    plan.fill_plan(table, reader.sizes, RANDOM, 32, 3, 2)
+    ids = plan.training_subset(24, 12, 3)[plan.epoch_order(12, 3, 2)[:10]]
+    for image, index in zip(images, ids, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), cut(decode(reader, int(index)), table[index], 32))
 
 
 def test_epochs_differ_and_repeat(opened: Opener, mixed: Path) -> None:
@@ -137,6 +147,12 @@ def test_global_generators_are_left_alone(opened: Opener, mixed: Path) -> None:
 def test_mistakes(opened: Opener, mixed: Path) -> None:
     with pytest.raises(UserError, match=r"24 training images do not fill one batch"):
         opened(mixed, batch=25)
+    with pytest.raises(
+        UserError, match=r"data\.share=0\.18 of 24 .* is 4, which do not fill .* of 5\. .* to 0\.2084 or"
+    ):
+        opened(mixed, share=0.18)
+    assert opened(mixed, share=0.2084).steps == 1
+    assert opened(mixed, "val", share=0.18).samples == 9
     with pytest.raises(UserError, match=r"less than 6 workers"):
         opened(mixed, batch=5, world=6)
     with pytest.raises(UserError, match="crop=pad needs"):
@@ -205,6 +221,13 @@ class TestFfcv:
         late = collected(fast, 1, start_step=3)
         assert torch.equal(late[0], images[15:])
         assert collected(fast, 1, start_step=4)[1].numel() == 0
+
+    def test_ffcv_takes_torchs_share(self, opened: Opener, mixed: Path) -> None:
+        fast, plain = (opened(mixed, augment=RANDOM, loader=loader, share=0.5) for loader in ("ffcv", "torch"))
+        assert (fast.steps, fast.samples) == (plain.steps, plain.samples) == (2, 10)
+        (images, labels), (expected, expected_labels) = collected(fast, 1), collected(plain, 1)
+        assert torch.equal(labels, expected_labels)
+        assert (images.float() - expected.float()).abs().mean(dim=(1, 2, 3)).max() < 2
 
     def test_ffcv_pads_like_torch(self, opened: Opener, square: Path) -> None:
         fast = opened(square, augment=PAD, loader="ffcv", dataset="square")

@@ -38,6 +38,17 @@ def test_order_and_augmentation_have_golden_values() -> None:
     assert filled(3, RANDOM, sizes=np.full((3, 2), 64, np.int32)).tolist() == GOLDEN_ROWS
 
 
+def test_a_subset_is_a_function_of_the_seed_and_lies_in_larger_ones() -> None:
+    small, large = plan.training_subset(1000, 250, 3), plan.training_subset(1000, 500, 3)
+    assert len(set(small.tolist())) == 250
+    assert set(small.tolist()) < set(large.tolist()) < set(range(1000))
+    assert not np.array_equal(small, plan.training_subset(1000, 250, 4))
+    # a thousand files sorted by class into ten classes: 25 of each, give or take
+    assert np.bincount(small // 100, minlength=10).min() > 10
+    assert plan.training_subset(1000, 1000, 3).tolist() == list(range(1000))
+    assert plan.training_subset(12, 5, 0).tolist() == GOLDEN_SUBSET
+
+
 @settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 9))
 def test_rank_slices_partition_a_batch(batch: int, world: int) -> None:
@@ -144,3 +155,4 @@ def test_no_flips_when_not_asked_for() -> None:
 
 GOLDEN_ORDER = [5, 0, 6, 1, 7, 2, 4, 3]
 GOLDEN_ROWS = [[12, 11, 32, 42, 0], [5, 15, 47, 48, 0], [29, 8, 33, 29, 0]]
+GOLDEN_SUBSET = [3, 6, 8, 9, 11]
