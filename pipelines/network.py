@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,24 +20,28 @@ def build_network(config: ModelConfig) -> models.SpikingNetwork:
     if config.arch not in known:
         raise UserError(f"Unknown model {config.arch!r}. Known: {', '.join(known)}. Set model.arch.")
     try:
-        network = models.create_model(
-            config.arch,
-            num_classes=config.num_classes,
-            in_chans=config.in_chans,
-            num_steps=config.time_steps,
-            width=config.width,
-            stem=config.stem,
-            method=config.method,
-            gate_kind=config.gate.kind,
-            gate_scope=config.gate.scope,
-            norm=config.norm,
-            neuron=config.neuron.kind,
-            **config.neuron.model_dump(exclude={"kind"}),
-        )
+        network = models.create_model(config.arch, **timm_arguments(config))
         # the layout in which CPU and GPU convolutions are fast
         return network.to(memory_format=torch.channels_last)
     except ValueError as error:
         raise UserError(f"Cannot build {config.arch}: {error}") from error
+
+
+def timm_arguments(config: ModelConfig) -> dict[str, Any]:
+    """What `timm.create_model` is given of a network's configuration, beside its name; None: the network's own."""
+    return {
+        "num_classes": config.num_classes,
+        "in_chans": config.in_chans,
+        "num_steps": config.time_steps,
+        "width": config.width,
+        "stem": config.stem,
+        "method": config.method,
+        "gate_kind": config.gate.kind,
+        "gate_scope": config.gate.scope,
+        "norm": config.norm,
+        "neuron": config.neuron.kind,
+        **config.neuron.model_dump(exclude={"kind"}),
+    }
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:

@@ -47,7 +47,11 @@ class _Tally:
 
 
 class OperationMeter:
-    """Counts the operations of convolutions, linear layers and gates of `model` while `measuring()` lasts."""
+    """Counts the operations of convolutions, linear layers and gates of `model` while `measuring()` lasts.
+
+    `counts_L4` holds, of the layers in the order of the model, [connections, arrivals, whether values were more than 0
+    and one other, applications]: sums, so that those of several ranks add up.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = {name: layer for name, layer in model.named_modules() if _costs(layer)}
@@ -57,10 +61,18 @@ class OperationMeter:
         """Hooks on the layers while the context lasts."""
         return hooked(self._layers, self._count)
 
-    def per_image(self, images: float) -> list[LayerCost]:
-        """The means over the `images` that have passed, by layer in the order of the model."""
-        layers = zip(self._layers.items(), self._tallies, strict=True)
-        return [_cost(name, layer, tally, images) for (name, layer), tally in layers]
+    @property
+    def counts_L4(self) -> Tensor:  # noqa: N802, axes in the name
+        """The sums so far, float64 on the CPU: exact below 2**53."""
+        rows = [(t.connections, int(t.arrivals), not bool(t.all_spikes), t.applications) for t in self._tallies]
+        return torch.tensor(rows, dtype=torch.float64).view(-1, 4)
+
+    def per_image(self, images: float, counts_L4: Tensor | None = None) -> list[LayerCost]:
+        """The means over the `images` that have passed, by layer; of `counts_L4` where other ranks' are in it."""
+        counts = (self.counts_L4 if counts_L4 is None else counts_L4).tolist()
+        return [
+            _cost(name, layer, row, images) for (name, layer), row in zip(self._layers.items(), counts, strict=True)
+        ]
 
     def _count(self, number: int, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         tally, x = self._tallies[number], inputs[0].detach()
@@ -105,11 +117,12 @@ def _convolution(layer: nn.Conv2d, x_NIHW: Tensor, output: Tensor) -> tuple[int,
     return connections, (non_zero_HW * fan_out_HW.to(x_NIHW.device)).sum()
 
 
-def _cost(name: str, layer: nn.Module, tally: _Tally, images: float) -> LayerCost:
-    is_spiking = _weight_bits(layer) == 1 or bool(tally.all_spikes)
+def _cost(name: str, layer: nn.Module, counts_4: list[float], images: float) -> LayerCost:
+    connections, arrivals, others, applications = counts_4
+    is_spiking = _weight_bits(layer) == 1 or not others
     weights: Any = getattr(layer, "weight", None)
-    read = 0.0 if weights is None else weights.numel() * _weight_bits(layer) / 8 * tally.applications
-    macs, sops = (0, int(tally.arrivals)) if is_spiking else (tally.connections, 0)
+    read = 0.0 if weights is None else weights.numel() * _weight_bits(layer) / 8 * applications
+    macs, sops = (0.0, arrivals) if is_spiking else (connections, 0.0)
     return LayerCost(name, macs / images, sops / images, read / images)
 
 

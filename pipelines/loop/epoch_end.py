@@ -27,19 +27,20 @@ def finish_epoch(plan: Plan, state: State) -> None:
     now = signs(state.network)
     flips = flip_ratio(state.signs, now)
     state.keep_signs(now)
-    measured = state.measures.row(flips)  # every rank takes part
+    measured, costs = state.measures.row(flips), state.measures.costs(result["count"])  # every rank takes part
+    firing = {"firing": measured["firing/total"]} if "firing/total" in measured else {}
     speed = {"images_per_second": state.images / state.seconds} if state.seconds else {}
     best = max(result["top1"], state.metrics.get("best_top1", 0.0))
-    state.metrics = state.metrics | result | {"best_top1": best, "flips": flips["total"]} | speed
+    state.metrics = state.metrics | result | {"best_top1": best, "flips": flips["total"]} | costs | firing | speed
     state.position = replace(state.position, epoch=state.position.epoch + 1, offset=0)
     if plan.is_main:
         row = {f"val/{key}": result[key] for key in ("loss", "top1", "top5")} | {"val/best_top1": best}
+        row |= {f"cost/{key}": value for key, value in costs.items()}
         plan.outside.log(row | measured, state.position.step)
         plan.outside.say(
             f"epoch {state.position.epoch}: val top1 {result['top1']:.4f}  top5 {result['top5']:.4f}  "
             f"loss {result['loss']:.4f}  flips {flips['total']:.4f}"
         )
-    plan.outside.on_epoch(state.metrics)
 
 
 def _validate(plan: Plan, state: State) -> dict[str, float]:
@@ -49,7 +50,7 @@ def _validate(plan: Plan, state: State) -> dict[str, float]:
         for buffer in state.network.buffers():
             dist.broadcast(buffer, 0)
     mark("validate")
-    with state.measures.validation():
+    with state.measures.validation(is_last=state.position.step == plan.total):
         sums = evaluate(state.network, _batches(plan, state, plan.val.epoch(0)), precision=plan.config.run.precision)
     mark("gather")
     total = dict(zip(sums, plan.world.sum(list(sums.values())), strict=True))

@@ -6,14 +6,17 @@ Sums are added over ranks before they are divided, so every rank calls `Measures
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from agmm.metrics.cost import count_parameters
+from agmm.metrics.energy import energy_mj
 from agmm.metrics.firing import FiringMeter, firing_rates, total_firing_rate
 from agmm.metrics.flips import FlipCounter, latent_weights, log_flip_ratio
 from agmm.metrics.gradients import GradientMeter, gradient_statistics, weight_gradient_statistics
+from agmm.metrics.operations import OperationMeter, totals
 from pipelines.config import RunConfig
 
 Rows = dict[str, float]
@@ -26,8 +29,8 @@ class Measures:
         network: as built, not as DDP wraps it.
         sum_over_ranks: adds up a list of numbers over the `ranks` of the run, on all of them.
 
-    A compiled network does not see hooks that come later, so of it neither firing nor the gradients that reach layers
-    are measured.
+    A compiled network does not see hooks that come later, so of it neither firing, nor operations, nor the gradients
+    that reach layers are measured.
 
     """
 
@@ -38,9 +41,12 @@ class Measures:
         self._sum, self._ranks = sum_over_ranks, ranks
         self._each_epoch = config.run.measure != "none"
         self._hooks = self._each_epoch and not config.run.compile
+        self._operations_in = "none" if config.run.compile else config.run.operations
+        self._size_mb = count_parameters(network).megabytes
         self._flips = FlipCounter(network) if config.run.measure == "step" else None
         self._gradients: GradientMeter | None = None
         self._firing: FiringMeter | None = None
+        self._operations: OperationMeter | None = None
         self._weight_gradients: dict[str, dict[str, float]] = {}
 
     def restart(self, flips: Mapping[str, int]) -> None:
@@ -62,12 +68,31 @@ class Measures:
         if ends_epoch and self._each_epoch:
             self._weight_gradients = weight_gradient_statistics(self._network)
 
-    def validation(self) -> AbstractContextManager[None]:
-        """Around a validation, whose images show how often neurons fire."""
-        if not self._hooks:
-            return nullcontext()
-        self._firing = FiringMeter(self._network, self._steps)
-        return self._firing.measuring()
+    @contextmanager
+    def validation(self, *, is_last: bool = False) -> Iterator[None]:
+        """Around a validation, whose images show how often neurons fire and how many operations they take."""
+        with ExitStack() as hooks:
+            if self._hooks:
+                self._firing = FiringMeter(self._network, self._steps)
+                hooks.enter_context(self._firing.measuring())
+            if self._operations_in == "epoch" or (self._operations_in == "last" and is_last):
+                self._operations = OperationMeter(self._network)
+                hooks.enter_context(self._operations.measuring())
+            yield
+
+    def costs(self, images: float) -> Rows:
+        """What an inference costs, a mean over all ranks' `images` of the last validation.
+
+        Returns:
+            `size_mb`, and where operations were counted `sops`, `macs` and `energy_mj/<convention>`.
+
+        """
+        row = {"size_mb": self._size_mb}
+        if not self._operations:
+            return row
+        sums = totals(self._operations.per_image(images, self._summed(self._operations.counts_L4)))
+        energies = {f"energy_mj/{name}": value for name, value in energy_mj(**sums).items()}
+        return row | {"sops": sums["sops"], "macs": sums["macs"]} | energies
 
     def row(self, epoch_flips: Mapping[str, float]) -> Rows:
         """All measures of the epoch that ends, given its flip ratios (Eq. 8); flips per step start again at zero."""

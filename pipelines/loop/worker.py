@@ -49,14 +49,12 @@ def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_ve
     state = None
     try:
         state = _start(plan)
+        if state.position.epoch:
+            _tell(plan, state)  # again: the process that told of it may have been lost before it was heard
         while not plan.is_over(state.position):
             _train_epoch(plan, state)
             finish_epoch(plan, state)
-            state.is_due = True
-            if not plan.is_over(state.position):
-                keep(plan, state)
-        if state.is_due:  # not where a run was resumed that had only to be registered
-            finish(plan, state)
+            _end_epoch(plan, state)
         return state.metrics
     finally:
         if state is not None and state.saver is not None:
@@ -144,6 +142,20 @@ def _train_epoch(plan: Plan, state: State) -> None:
         if state.position.offset < plan.train.steps:
             keep(plan, state)
         mark("load", done + 1)
+
+
+def _end_epoch(plan: Plan, state: State) -> None:
+    """Keep the epoch and tell of it: of the last one when it is committed, since who is told may end the worker."""
+    state.is_due = True
+    if plan.is_over(state.position):
+        finish(plan, state)
+    else:
+        keep(plan, state)
+    _tell(plan, state)
+
+
+def _tell(plan: Plan, state: State) -> None:
+    plan.outside.on_epoch(state.metrics | {"epoch": state.position.epoch})
 
 
 def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str, float]:

@@ -89,7 +89,10 @@ def test_unequal_slices_weigh_by_their_size(launch, tmp_path):
 
 
 def test_all_ranks_validate_the_network_that_is_stored(launch, tmp_path):
-    """Running statistics differ between ranks; validation and checkpoint both take rank 0's."""
+    """Running statistics differ between ranks; validation and checkpoint both take rank 0's.
+
+    Costs and firing are counted over both ranks' images, so that they are those of the whole split.
+    """
     mixed = {"augment": {"crop": "pad", "padding": 2, "mix": {"mixup": 0.2}}}
     model = {"method": "q_snn", "norm": "tebn", "neuron": {"kind": "plif"}}
     (first, second) = launch(2, tmp_path / "two", optim={"epochs": 1}, data=mixed, model=model)
@@ -97,3 +100,6 @@ def test_all_ranks_validate_the_network_that_is_stored(launch, tmp_path):
     alone = evaluate_model(str(tmp_path / "two"), None, "", print)
     assert (alone["top1"], alone["count"]) == (first["top1"], 21)
     assert alone["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    costs = {f"energy_mj/{name}": value for name, value in alone["energy_mj"].items()}
+    costs |= {key: alone[key] for key in ("sops", "macs", "size_mb", "firing")}
+    assert {key: first[key] for key in costs} == costs

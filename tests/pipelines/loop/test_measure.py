@@ -93,11 +93,12 @@ def test_a_compiled_network_is_not_hooked(tiny_tree):
     config = parse_config({**tiny_tree, "run": {"compile": True}}, origin="test")
     network = build_network(config.model)
     measures = Measures(network, config, list, 1)
-    with measures.step(ends_epoch=True), measures.validation():
+    with measures.step(ends_epoch=True), measures.validation(is_last=True):
         assert not any(layer._forward_hooks for layer in network.modules())
         network(torch.randn(2, 3, 16, 16)).mean().backward()
     kinds = {key.split("/")[0] for key in measures.row({"total": 0.0})}
     assert kinds == {"flips", "flips_log", "flips_per_step", "weights", "gradients"}
+    assert set(measures.costs(2)) == {"size_mb"}
 
 
 def test_figures_by_layer_and_step():
@@ -117,3 +118,38 @@ def test_gradients_are_drawn_also_where_they_vanish(tmp_path, variance):
     figures.gradients(history).savefig(tmp_path / "gradients.png")
     assert (tmp_path / "gradients.png").stat().st_size > 1000
     assert math.isfinite(figures.gradients(history).axes[0].get_ylim()[0])
+
+
+def _measured(config, network, images, sums=list, *, is_last=True, of=None):
+    """Costs per image of all the ranks' images, of which this one's are `images`."""
+    measures = Measures(network, config, sums, 1)
+    with measures.validation(is_last=is_last), torch.inference_mode():
+        if len(images):
+            network(images)
+    return measures.costs(of or len(images))
+
+
+@pytest.mark.parametrize(
+    ("operations", "is_last", "counted"),
+    [("none", True, False), ("last", False, False), ("last", True, True), ("epoch", False, True)],
+)
+def test_operations_are_counted_in_the_validations_asked_for(tiny_tree, operations, is_last, counted):
+    config = parse_config({**tiny_tree, "run": {"operations": operations, "measure": "none"}}, origin="test")
+    network = build_network(config.model).eval()
+    row = _measured(config, network, torch.randn(2, 3, 16, 16), is_last=is_last)
+    assert row["size_mb"] > 0
+    assert ("sops" in row, "macs" in row, "energy_mj/paper_table2" in row) == (counted,) * 3
+    assert not any(layer._forward_hooks for layer in network.modules())
+
+
+def test_costs_are_means_over_the_images_of_all_ranks_one_of_which_has_none(tiny_tree):
+    config = parse_config(tiny_tree, origin="test")
+    torch.manual_seed(0)
+    network = build_network(config.model).eval()
+    images = torch.randn(5, 3, 16, 16)
+    alone = _measured(config, network, images)
+    gathered = []
+    for share in (images[:2], images[2:], images[:0]):
+        _measured(config, network, share, lambda own: gathered.append(own) or own, of=5)
+    together = [sum(values) for values in zip(*gathered, strict=True)]
+    assert _measured(config, network, images[:0], lambda _: together, of=5) == alone

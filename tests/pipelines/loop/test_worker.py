@@ -62,12 +62,20 @@ def test_it_learns_logs_and_commits(tiny_config, tmp_path):
     assert _counted(rows[16], "weights/mean_abs/") == _counted(rows[16], "weights/beyond_one/") == layers + 1
     assert 0 < rows[16]["firing/total"] < 1
     assert len(epochs) == 4
+    assert [{"sops", "macs", "energy_mj/horowitz_45nm"} <= epoch.keys() for epoch in epochs] == [False] * 3 + [True]
+    assert rows[16]["cost/sops"] == metrics["sops"] == _final(tmp_path / "a").metrics["sops"] > 0
+    assert rows[16]["firing/total"] == metrics["firing"]
     steps = [item for item in shown if "say" not in item]
     assert [item["step"] for item in steps] == sorted(rows)
     assert {"epoch", "total", "loss", "images_per_second", "eta"} <= steps[0].keys()
     committed = checkpoints.committed(open_store(str(tmp_path / "a")))
     assert committed[-1] == "attempt-0001-step-000000016"
     assert set(committed) <= {f"attempt-0001-step-{4 * i:09d}" for i in (1, 2, 3, 4)}
+
+
+def test_a_share_of_the_images_makes_short_epochs_and_is_validated_on_all(tiny_tree, tmp_path):
+    metrics, rows, _, epochs = _run(_changed(tiny_tree, data={"share": 0.5}), tmp_path / "a")
+    assert (sorted(rows), len(epochs), metrics["count"]) == ([2, 4, 6, 8], 4, 21)
 
 
 def _counted(row, prefix):
@@ -93,7 +101,8 @@ def test_measuring_changes_no_byte_of_the_network(tiny_tree, tmp_path, monkeypat
     monkeypatch.setattr(
         torch.nn.Module, "register_forward_hook", _watched(torch.nn.Module.register_forward_hook, hooks)
     )
-    _, rows, _, _ = _run(_changed(tiny_tree, optim={"epochs": 1}, run={"measure": measure}), tmp_path / measure)
+    less = {"measure": measure, "operations": "none"}
+    _, rows, _, _ = _run(_changed(tiny_tree, optim={"epochs": 1}, run=less), tmp_path / measure)
     one, other = _final(tmp_path / "all"), _final(tmp_path / measure)
     assert all(torch.equal(one.model[key], other.model[key]) for key in one.model)
     assert _counted(rows[4], "flips/") == 17
