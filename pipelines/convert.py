@@ -105,7 +105,8 @@ def _card(card: ModelCard, time_steps: int) -> ModelCard:
     """The analogue's card for its spiking twin; what was measured of the one is not true of the other."""
     neuron = card.model.neuron.model_copy(update={"kind": "rate_if"})
     model = card.model.model_copy(update={"neuron": neuron, "time_steps": time_steps})
-    return card.model_copy(update={"model": model, "metrics": {}, "code_version": code_version()})
+    mine: dict[str, Any] = {"model": model, "metrics": {}, "config": {}, "note": "", "code_version": code_version()}
+    return card.model_copy(update=mine)
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
