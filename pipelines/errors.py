@@ -13,6 +13,12 @@ class ServiceError(RuntimeError):
     exit_code = 1
 
 
+class Refused(RuntimeError):
+    """A model does not pass: its files, its data or its figures are not what they must be. The message says which."""
+
+    exit_code = 1
+
+
 class NotThere(ServiceError):
     """A store answers, and does not have what was asked for."""
 
