@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -25,7 +25,6 @@ from pipelines.teacher import build_criterion
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import tracked
-from pipelines.version import code_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +42,34 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
         ServiceError: where a service, a disk or a worker fails for good.
 
     """
+    config, folder, manifest = prepare(config, say)
+    client = tracking.connect(str(config.tracking.uri))
+    with tracked(client, config, manifest, resume=resume, say=say) as run:
+        store = open_store(f"{config.checkpoint.uri}/{run.id}", proven=True)
+        steps = config.total_steps(manifest.splits["train"].count)
+        metrics = ray_driver.fit(config, run, folder, steps, say)
+        _wait_for_tracking(config, run.journal, store)
+        with tracking.explained(str(config.tracking.uri)):
+            _publish_figures(client, run.id)
+            uri = registry.publish(client, config, manifest, run.id, store, config.tracking.register_as, say=say)
+    newest = checkpoints.committed(store)[-1]
+    return {**metrics, "run_id": run.id, "model": uri, "checkpoint": f"{store.uri}/{newest}"}
+
+
+class Prepared(NamedTuple):
+    """A run that can start: its resolved configuration, and its data on this machine."""
+
+    config: RunConfig
+    folder: Path
+    manifest: Manifest
+
+
+def prepare(config: RunConfig, say: Say) -> Prepared:
+    """Fetch and verify the data, and refuse what cannot be trained here.
+
+    Raises UserError for data or a network that the configuration does not fit; ServiceError where Ray or the store of
+    checkpoints cannot be used.
+    """
     config = _resolve(config)
     folder = data_folder(config.data.uri, config.data.dataset, say)
     manifest = ensure_verified(
@@ -55,17 +82,8 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
     build_optimizer(network, config.optim)
     build_criterion(config, network, torch.device("cpu"))
     ray_driver.check_address()
-    client = tracking.connect(str(config.tracking.uri))
     check_writable(open_store(str(config.checkpoint.uri)), home())
-    with tracked(client, config, manifest, resume=resume, say=say) as run:
-        store = open_store(f"{config.checkpoint.uri}/{run.id}", proven=True)
-        steps = config.total_steps(manifest.splits["train"].count)
-        metrics = ray_driver.fit(config, run, folder, steps, say)
-        _wait_for_tracking(config, run.journal, store)
-        with tracking.explained(str(config.tracking.uri)):
-            uri = _publish(client, config, manifest, run.id, store)
-    newest = checkpoints.committed(store)[-1]
-    return {**metrics, "run_id": run.id, "model": uri, "checkpoint": f"{store.uri}/{newest}"}
+    return Prepared(config, folder, manifest)
 
 
 def _resolve(config: RunConfig) -> RunConfig:
@@ -87,24 +105,6 @@ def _wait_for_tracking(config: RunConfig, journal: Journal, store: Store) -> Non
             f"{_TRACKING_WAIT_S / 60:.0f} minutes. The last checkpoint is in {store.uri}. When MLflow answers again, "
             "the same command with --resume registers the model."
         )
-
-
-def _publish(client: MlflowClient, config: RunConfig, manifest: Manifest, run_id: str, store: Store) -> str:
-    """Log figures, and register the model of the last checkpoint; returns its address."""
-    _publish_figures(client, run_id)
-    last = checkpoints.load(store, checkpoints.committed(store)[-1])
-    card = registry.ModelCard(
-        name=config.name,
-        model=config.model,
-        data=config.data,
-        frames=manifest.frames.shape if manifest.frames else None,
-        classes=list(manifest.classes),
-        data_digest=manifest.splits["train"].content_digest,
-        run_id=run_id,
-        code_version=code_version(),
-        metrics=last.metrics,
-    )
-    return registry.register(client, card, last.model, config.tracking.register_as)
 
 
 def _publish_figures(client: MlflowClient, run_id: str) -> None:

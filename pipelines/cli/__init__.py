@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines.cli import benchmarks, checkpoints, data, models, runs, services
+from pipelines.cli import benchmarks, checkpoints, data, models, runs, services, tune
 from pipelines.cli.output import say
 from pipelines.tracking import signals
 
@@ -32,6 +32,7 @@ for _command in (
     runs.recipes,
     runs.runs,
     runs.train,
+    tune.tune,
     runs.evaluate,
     runs.convert,
     runs.landscape,
@@ -78,9 +79,8 @@ def _expected(error: Exception) -> int:
     from cluster import errors as cluster_errors
     from pipelines import errors
 
-    if isinstance(
-        error, (errors.UserError, errors.ServiceError, cluster_errors.UserError, cluster_errors.ServiceError)
-    ):
+    ours = (errors.UserError, errors.ServiceError, errors.Refused)
+    if isinstance(error, (*ours, cluster_errors.UserError, cluster_errors.ServiceError)):
         say(f"Error: {error}")
         return error.exit_code
     raise error

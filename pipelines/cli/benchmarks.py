@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from pipelines.cli.output import JSON, say, show, table
+from pipelines.cli.output import JSON, SET, say, show, table
 
 
 @click.group()
@@ -42,6 +43,45 @@ def bench_recovery(kills: int, as_json: bool) -> None:
     from pipelines.benchmarks.recovery import bench as measure
 
     _print(measure(kills, say), as_json)
+
+
+@bench.command("tune")
+@click.option("--repeats", type=click.IntRange(2, 100), default=5, show_default=True, help="Seeds to compare over.")
+@click.option(
+    "--configurations", type=click.IntRange(3), default=20, show_default=True, help="Drawn, and trained in full."
+)
+@click.option("--budget", type=click.IntRange(1), help="Epochs of a search; default three full trainings a worker.")
+@click.option("--epochs", type=click.IntRange(2), help="Of a full training; default 9.")
+@click.option(
+    "--processes", type=click.IntRange(1, 256), default=2, show_default=True, help="To train in, a core each."
+)
+@click.option("--data", metavar="URI", help="Built Fashion-MNIST; default the home's.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of curves and picture; default .agmm/bench-tune.")
+@SET
+@JSON
+def bench_tune(
+    repeats: int,
+    configurations: int,
+    budget: int | None,
+    epochs: int | None,
+    processes: int,
+    data: str | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """ASHA against random search at equal budget in epochs, over the same configurations; the peer is random search.
+
+    Trainings are real, and each is done once; the searches are replayed over their curves. The same command again
+    trains only what --out lacks.
+    """
+    from pipelines.benchmarks.tune import Sizes, bench_config
+    from pipelines.benchmarks.tune import bench as measure
+    from pipelines.home import home
+
+    config = bench_config(overrides, data, epochs)
+    sizes = Sizes(repeats, configurations, budget)
+    _print(measure(config, sizes, out or home() / "bench-tune", processes, say), as_json)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

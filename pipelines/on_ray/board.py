@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -71,11 +71,18 @@ def send(queue: Any, item: Item, patience_s: float = 0.0) -> None:
 @contextmanager
 def shown(watched: Board, total: int) -> Iterator[None]:
     """Give the board a queue and draw what comes on stderr while the context lasts; `total` optimiser steps."""
+    with heard(watched, _canvas(total)):
+        yield
+
+
+@contextmanager
+def heard(watched: Board, canvas: AbstractContextManager[Callable[[Item], None]]) -> Iterator[None]:
+    """Give the board a queue and take what comes while the context lasts; what nobody listens to goes to the canvas."""
     from ray.util.queue import Queue
 
     watched.queue = Queue(maxsize=1000, actor_options={"num_cpus": 0, **beside_me()})
     done = threading.Event()
-    thread = threading.Thread(target=_draw_all, args=(watched, done, total), daemon=True)
+    thread = threading.Thread(target=_draw_all, args=(watched, done, canvas), daemon=True)
     thread.start()
     try:
         yield
@@ -84,11 +91,11 @@ def shown(watched: Board, total: int) -> Iterator[None]:
         thread.join(timeout=10)
 
 
-def _draw_all(watched: Board, done: threading.Event, total: int) -> None:
+def _draw_all(watched: Board, done: threading.Event, canvas: AbstractContextManager[Callable[[Item], None]]) -> None:
     from ray.exceptions import RayError
     from ray.util.queue import Empty
 
-    with _canvas(total) as draw:
+    with canvas as draw:
         while True:
             try:
                 item = watched.queue.get(timeout=0.5)

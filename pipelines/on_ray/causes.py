@@ -13,6 +13,8 @@ _ADVICE = (
     "Lower data.batch_size, raise run.workers so that each has less of it, or set run.precision=bf16 where the device "
     "computes with it"
 )
+_MEMORY_OF_NODE = "exit type: NODE_OUT_OF_MEMORY"  # in Ray's words
+_OUT_OF_MEMORY = f"Ray ended it because its node ran out of memory. {_ADVICE}."
 _HINT = ". A kernel that is short of memory ends processes so: see dmesg, and the logs of the worker's node"
 
 
@@ -43,6 +45,18 @@ def cause(error: Exception) -> str:
     return "\n".join(dict.fromkeys(_of_worker(rank, failure) for rank, failure in sorted(failures.items())))
 
 
+def in_words(trace: str | None) -> str:
+    """The text of an error that Ray Tune keeps of a trial: what was raised last, or how the process was lost."""
+    lines = [line.strip() for line in (trace or "").splitlines() if line.strip()]
+    if not lines:
+        return "no reason is known"
+    if _MEMORY_OF_NODE in str(trace):
+        return _OUT_OF_MEMORY
+    if "Worker exit detail: " in str(trace):
+        return f"its process was lost: {_detail(str(trace))}"
+    return lines[-1][:300]
+
+
 def _of_worker(rank: int, failure: Exception) -> str:
     failure = getattr(failure, "health_check_failure", failure)  # what Ray Train met when it asked for the worker
     if text := foreseen(failure):
@@ -60,8 +74,8 @@ def _lost(failure: Exception) -> str | None:
     from ray.exceptions import OutOfMemoryError, RayActorError
 
     text = str(failure)
-    if isinstance(failure, OutOfMemoryError) or "exit type: NODE_OUT_OF_MEMORY" in text:
-        return f"Ray ended it because its node ran out of memory. {_ADVICE}."
+    if isinstance(failure, OutOfMemoryError) or _MEMORY_OF_NODE in text:
+        return _OUT_OF_MEMORY
     if not isinstance(failure, RayActorError):
         return None
     if failure.preempted:

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipelines.home import default_store, home
 from pipelines.on_ray import board
 from pipelines.on_ray.causes import cause
 from pipelines.on_ray.watchdog import Watchdog
+from pipelines.on_ray.work import Work
 from pipelines.progress import Say
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import Opened
@@ -63,8 +64,14 @@ def fit(config: RunConfig, run: Opened, folder: Path, steps: int, say: Say) -> d
             "tag": lambda item: run.journal.tag(item["tag"], item["value"]),
         }
     )
+    cpus = config.run.cpus_per_worker
+    needed, wanted = config.run.least_workers * cpus, config.run.most_workers * cpus
     try:
-        with _ray(config, say), board.shown(watched, steps), _watchdog(watched, run.journal):
+        with (
+            connected(needed=needed, wanted=wanted, say=say),
+            board.shown(watched, steps),
+            _watchdog(watched, run.journal),
+        ):
             return _fit(config, run.id, folder, watched, say)
     except (KeyboardInterrupt, SystemExit) as ended:  # a signal before Ray Train runs may come as a SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
@@ -82,33 +89,33 @@ def _watchdog(watched: board.Board, journal: Journal) -> AbstractContextManager[
 
 
 def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board, say: Say) -> dict[str, float]:
-    from ray.train.torch import TorchConfig
-
     from pipelines.on_ray.desk import open_desk
     from pipelines.on_ray.ends import Interrupt, Trainer, head_watched
-    from pipelines.on_ray.worker import ray_worker
 
-    gpu = _device(config) == "cuda"
     desk = open_desk()
-    job = {
-        "config": config.model_dump(mode="json"),
-        "run_id": run_id,
-        "session": uuid.uuid4().hex,
-        "folder": str(folder),
-        "code_version": code_version(),
-        "queue": watched.queue,
-        "desk": desk,
-    }
+    work = Work(config, run_id, uuid.uuid4().hex, folder, code_version(), watched.queue)
     trainer = Trainer(
-        ray_worker,
         on_interrupt=Interrupt(watched, desk, config.checkpoint.grace, say),
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_S),
-        scaling_config=_scaling(config, gpu),
-        run_config=_ray_run(config, run_id, desk, watched.queue),
+        **trainer_arguments(work, desk, max_failures=config.run.max_failures),
     )
     with head_watched(watched):
         return _result_of(trainer)
+
+
+def trainer_arguments(work: Work, desk: Any, *, max_failures: int, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """What Ray's TorchTrainer trains a run with; for use inside a Ray that runs. `callbacks` come beside our own."""
+    from ray.train.torch import TorchConfig
+
+    from pipelines.on_ray.worker import ray_worker
+
+    gpu = device_of(work.config) == "cuda"
+    return {
+        "train_loop_per_worker": ray_worker,
+        "train_loop_config": {"work": work, "desk": desk},
+        "torch_config": TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_S),
+        "scaling_config": _scaling(work.config, gpu),
+        "run_config": _ray_run(work, desk, max_failures, callbacks),
+    }
 
 
 def _scaling(config: RunConfig, gpu: bool) -> Any:
@@ -122,18 +129,20 @@ def _scaling(config: RunConfig, gpu: bool) -> Any:
     )
 
 
-def _ray_run(config: RunConfig, run_id: str, desk: Any, queue: Any) -> Any:
+def _ray_run(work: Work, desk: Any, max_failures: int, callbacks: Sequence[Any]) -> Any:
     """How Ray Train keeps the run going: preempted nodes do not count among the failures."""
     from ray.train import FailureConfig
     from ray.train import RunConfig as RayRunConfig
 
     from pipelines.on_ray.guard import Guard
 
+    config = work.config
+    guard = Guard(desk, work.queue, least=config.run.least_workers, grace=config.checkpoint.grace)
     return RayRunConfig(
-        name=run_id,
-        failure_config=FailureConfig(max_failures=config.run.max_failures, max_preemption_failures=-1),
-        callbacks=[Guard(desk, queue, least=config.run.least_workers, grace=config.checkpoint.grace)],
-        **_ray_storage(),
+        name=work.run_id.replace("/", "-"),
+        failure_config=FailureConfig(max_failures=max_failures, max_preemption_failures=-1),
+        callbacks=[guard, *callbacks],
+        **ray_storage(),
     )
 
 
@@ -146,8 +155,8 @@ def _result_of(trainer: Any) -> dict[str, float]:
         raise failure_of(cause(error)) from error
 
 
-def _device(config: RunConfig) -> str:
-    """`cuda` where every worker can have a GPU of the cluster, by default; what is not there is refused."""
+def device_of(config: RunConfig) -> str:
+    """`cuda` where every worker can have a GPU of the cluster, by default. Raises UserError for what is not there."""
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -162,19 +171,23 @@ def _device(config: RunConfig) -> str:
 
 
 @contextmanager
-def _ray(config: RunConfig, say: Say) -> Iterator[None]:
+def connected(*, needed: int, wanted: int, say: Say) -> Iterator[None]:
+    """Ray, while the context lasts: the one of RAY_ADDRESS, or one of the run's own on this machine.
+
+    It has `wanted` CPUs if it is the run's own; of another's it is said where it has less than what is `needed`.
+
+    Raises ServiceError where Ray cannot be reached or does not start.
+    """
     for name, value in _RAY_TRAIN.items():
         os.environ.setdefault(f"RAY_TRAIN_{name}", value)
     import ray
 
-    cpus = config.run.cpus_per_worker
     address = os.environ.get("RAY_ADDRESS")
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     # stdout is for the result; what workers print is in Ray's session folder, what they have to say comes to the board
     with redirect_stdout(sys.stderr):
         try:
-            _connect(address, config.run.most_workers * cpus)
-            needed = config.run.least_workers * cpus
+            _connect(address, wanted)
             if (there := ray.cluster_resources().get("CPU", 0)) < needed:
                 say(f"waiting for {needed} CPUs: the Ray cluster has {there:.0f}")
             yield
@@ -210,8 +223,8 @@ def _own(address: str | None, cpus: int) -> dict[str, Any]:
     return {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
 
-def _ray_storage() -> dict[str, Any]:
-    """Where Ray Train keeps the state of its controller; checkpoints are ours."""
+def ray_storage() -> dict[str, Any]:
+    """Where Ray Train and Ray Tune keep the state of their controllers; checkpoints are ours."""
     store = default_store()
     if not store.startswith("s3://"):
         return {"storage_path": str(home() / "ray")}

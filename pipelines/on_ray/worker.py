@@ -6,7 +6,6 @@ import os
 from functools import partial
 from typing import Any
 
-from pipelines.config import RunConfig
 from pipelines.data.staging import staged
 from pipelines.errors import Fenced
 from pipelines.faults import fault_point
@@ -17,6 +16,7 @@ from pipelines.on_ray import board
 from pipelines.on_ray.causes import brief, foreseen
 from pipelines.on_ray.desk import Ear
 from pipelines.on_ray.startup import Startup, describe
+from pipelines.on_ray.work import Work
 from pipelines.storage import open_store
 
 _PATIENCE_S = 3.0  # with a driver that is behind, before a row is dropped
@@ -24,15 +24,16 @@ _FAILURE_PATIENCE_S = 30.0  # the same before the reason of a failure is, withou
 
 
 def ray_worker(job: dict[str, Any]) -> dict[str, float]:
-    """Train one rank of a run. `job`: config, run_id, session, folder, code_version, the board's queue and the desk.
+    """Train one rank of a run. `job`: the `work`, and the `desk`.
 
     A foreseen failure, which a restart would meet again, ends the run through the board. Anything else is said, and
     Ray Train restarts the workers.
     """
-    tell = partial(board.send, job["queue"])
+    work: Work = job["work"]
+    tell = partial(board.send, work.queue)
     fail = partial(tell, patience_s=_FAILURE_PATIENCE_S)
     try:
-        return _train(job, tell)
+        return _train(work, job["desk"])
     except Fenced as error:
         # overtaken by a restart of its own run, it is a leftover that nobody misses
         if error.own:
@@ -48,33 +49,37 @@ def ray_worker(job: dict[str, Any]) -> dict[str, float]:
         raise
 
 
-def _train(job: dict[str, Any], tell: Any) -> dict[str, float]:
+def _train(work: Work, desk: Any) -> dict[str, float]:
     import ray.train
     from ray.train.torch import get_device
 
     fault_point("worker.start")
-    config = RunConfig.model_validate(job["config"])
-    if config.run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    heard = _listening(job["desk"], world, tell) if world.rank == 0 else {}
+    heard = _listening(desk, world, partial(board.send, work.queue)) if world.rank == 0 else {}
+    return train_rank(work, world, on_epoch=lambda metrics: ray.train.report(metrics), **heard)
+
+
+def train_rank(work: Work, world: World, **more: Any) -> dict[str, float]:
+    """Join the services to the loop for one rank; `more` are further fields of its `Outside`, `on_epoch` at least."""
+    if work.config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    tell = partial(board.send, work.queue)
     outside = Outside(
-        store=open_store(f"{config.checkpoint.uri}/{job['run_id']}", proven=True),  # by the driver
-        log=partial(_log, job["queue"]),
+        store=open_store(f"{work.config.checkpoint.uri}/{work.run_id}", proven=True),  # by the driver
+        log=partial(_log, work.queue),
         progress=tell,
-        session=job["session"],
+        session=work.session,
         tag=lambda key, value: tell({"tag": key, "value": value}),
-        on_epoch=lambda metrics: ray.train.report(metrics),
         pulse=Pulse(world.rank),
-        **heard,
+        **more,
     )
     outside.mark("services")
     with outside.pulse.beating(tell):
         outside.pulse.phase("stage")
-        folder = staged(str(config.data.uri), job["folder"], say=lambda line: tell({"say": line}))
+        folder = staged(str(work.config.data.uri), str(work.folder), say=lambda line: tell({"say": line}))
         outside.pulse.phase("start")
-        return run(config, world, outside, folder, job["code_version"])
+        return run(work.config, world, outside, folder, work.code_version)
 
 
 def _listening(desk: Any, world: World, tell: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def _runs(tmp_path):
     ("change", "words"),
     [
         ("data.batch_size=100", "48 training images do not fill one batch"),
+        ("data.share=0.1", "data.share=0.1 of 48 training images is 5, which do not fill one batch of 12"),
         ("data.resolution=20", "crop=pad needs images of"),
         ("run.workers=[1,4] data.augment.mix.mixup=0.2", "got 12 for 4 workers"),
         ("data.dataset=other", "other"),
