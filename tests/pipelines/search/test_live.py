@@ -3,9 +3,9 @@
 import io
 import os
 import pty
-import select
 import sys
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ def _standing(fields=3, rows=2):
 
 @pytest.fixture
 def stderr(monkeypatch):
-    """A terminal's or a log's place, as sys.stderr."""
+    """Put a stream in the place of sys.stderr; pytest has its own there while fixtures are made."""
 
     def put(stream):
         monkeypatch.setattr(sys, "stderr", stream)
@@ -76,7 +76,6 @@ def test_a_table_of_any_space_is_readable_in_100_columns(stderr, fields):
     assert "…" not in shown
     rows = [line.split() for line in shown.splitlines()[3:]]
     assert [row[0] for row in rows if row[0] in ("trial", "1", "2")] == ["trial", "1", "2"]
-    assert all(shown.split().count(cell(FIELDS[name]).split(".")[0]) >= 0 for name in list(FIELDS)[:fields])
     words = " ".join(shown.split())
     for name in list(FIELDS)[:fields]:
         assert name in words
@@ -93,66 +92,61 @@ def test_nothing_to_tell_is_told_too(stderr):
     ]
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """Both ends of a terminal, the program's as sys.stderr."""
+@contextmanager
+def _terminal(monkeypatch):
+    """Both ends of a terminal, the program's as sys.stderr; what was drawn is read without waiting."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     master, slave = pty.openpty()
+    os.set_blocking(master, False)
     stream = os.fdopen(slave, "w", buffering=1)
-    yield master, stream
-    for close in (stream.close, lambda: os.close(master)):
-        with suppress(OSError):
-            close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    try:
+        yield master
+    finally:
+        for close in (stream.close, lambda: os.close(master)):
+            with suppress(OSError):
+                close()
 
 
-def _read(master):
-    """All that has been written by now."""
-    said = b""
-    while select.select([master], [], [], 0.2)[0]:
-        said += os.read(master, 1 << 16)
-    return said.decode()
+def _read(master, until):
+    """What comes out of a terminal up to some words; it comes a moment after it was written."""
+    found, deadline = "", time.monotonic() + 10
+    while until not in found:
+        assert time.monotonic() < deadline, found
+        with suppress(BlockingIOError):
+            found += os.read(master, 1 << 16).decode()
+    return found
 
 
-def test_a_terminal_keeps_the_table_and_lines_go_above_it(terminal, stderr):
-    master, stream = terminal
-    stderr(stream)
-    view = LiveView("search", "top1")
-    with view.shown():
-        view.draw(_standing)
-        drawn = _read(master)
-        view.draw(_standing)  # a moment later
-        view.say("trial 7 finished")
-        said = _read(master)
-        _passed(view, 1)
-        view.draw(_standing)
-    assert "3 of 16 trials have ended" in drawn
+def test_a_terminal_keeps_the_table_and_lines_go_above_it(monkeypatch):
+    with _terminal(monkeypatch) as master:
+        view = LiveView("search", "top1")
+        with view.shown():
+            view.draw(_standing)
+            drawn = _read(master, until="   2  0.52 ")
+            view.draw(_standing)  # a moment later
+            view.say("trial 7 finished")
+            said = _read(master, until="   2  0.52 ")
+    assert drawn.count("3 of 16 trials have ended") == 1
     assert "surrogate_width" in drawn
     assert said.index("trial 7 finished") < said.index("3 of 16")
     assert "\x1b[2K" in said  # the table is drawn in its old place
-    assert view._live is None
 
 
-def test_a_terminal_that_goes_ends_nothing(terminal, stderr):
-    master, stream = terminal
-    stderr(stream)
-    view = LiveView("search", "top1")
-    with view.shown():
-        view.draw(_standing)
-        os.close(master)
-        view.say("trial 1 finished")
-        _passed(view, 1)
-        view.draw(_standing)
-
-
-def test_a_terminal_that_has_gone_before_ends_nothing(terminal, stderr):
-    master, stream = terminal
-    stderr(stream)
-    view = LiveView("search", "top1")
-    os.close(master)
-    with view.shown():
-        view.draw(_standing)
-        view.say("trial 1 finished")
+@pytest.mark.parametrize("gone", ["before", "meanwhile"])
+def test_a_terminal_that_goes_ends_nothing(monkeypatch, gone):
+    with _terminal(monkeypatch) as master:
+        view = LiveView("search", "top1")
+        if gone == "before":
+            os.close(master)
+        with view.shown():
+            view.draw(_standing)
+            if gone == "meanwhile":
+                os.close(master)
+            view.say("trial 1 finished")
+            _passed(view, 1)
+            view.draw(_standing)
 
 
 def _closed():
@@ -161,13 +155,17 @@ def _closed():
     return stream
 
 
+def _full():
+    return Path("/dev/full").open("w", buffering=1)
+
+
 def _pipe_without_reader():
     reader, writer = os.pipe()
     os.close(reader)
     return os.fdopen(writer, "w", buffering=1)
 
 
-@pytest.mark.parametrize("broken", [_closed, lambda: Path("/dev/full").open("w", buffering=1), _pipe_without_reader])  # noqa: SIM115
+@pytest.mark.parametrize("broken", [_closed, _full, _pipe_without_reader])
 def test_a_stderr_that_fails_ends_nothing_and_leaves_stdout_alone(stderr, capfd, broken):
     stream = stderr(broken())
     view = LiveView("search", "top1")
