@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 
 from pipelines.config import parse_config
 from pipelines.search.ledger import Ledger
 from pipelines.storage import FolderStore
+from pipelines.tracking import runs as tracking
 
 
 @pytest.fixture
@@ -24,3 +27,18 @@ def store(tmp_path):
 @pytest.fixture
 def ledger(store, searched):
     return Ledger.create(store, searched())
+
+
+@pytest.fixture(scope="session")
+def empty_tracking(tmp_path_factory):
+    """A data base that MLflow has made, which takes it seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def client(tmp_path, empty_tracking):
+    """MLflow on a SQLite file of the test's own."""
+    shutil.copyfile(empty_tracking, tmp_path / "mlflow.db")
+    return tracking.connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
