@@ -93,8 +93,9 @@ class Conductor(Callback):
         if "metrics" in told:
             self._children.log(number, told["metrics"], told["step"])
         elif "room" in told:
+            self._give_back(number)  # of workers before these
             self._rooms[number] = told["room"]
-            if self._ledger.trials[number].has_ended:  # meanwhile
+            if number not in self._started:  # it has ended, or was cut short, meanwhile
                 self._give_back(number)
         elif "actor" in told or "pulse" in told:
             self._signs.take(number, told)
