@@ -105,7 +105,16 @@ def _draw_all(watched: Board, done: threading.Event, canvas: AbstractContextMana
                 continue
             except RayError:
                 return
-            watched.take(item, draw)
+            _take(watched, item, draw)
+
+
+def _take(watched: Board, item: Item, draw: Callable[[Item], None]) -> None:
+    """Have the board take an item. A listener's error costs this item and is said; unheard, all workers would go on."""
+    try:
+        watched.take(item, draw)
+    except Exception as error:  # noqa: BLE001, of whatever kind
+        with suppress(*_CANNOT_DRAW):
+            click.echo(f"what a worker told was lost: {type(error).__name__}: {error}", err=True)
 
 
 @contextmanager
