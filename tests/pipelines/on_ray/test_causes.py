@@ -7,7 +7,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from agmm.loop import NotFinite
 from pipelines.errors import ServiceError, UserError
-from pipelines.on_ray.causes import cause, foreseen
+from pipelines.on_ray.causes import cause, foreseen, in_words
 
 
 def _cpu_allocator():
@@ -86,3 +86,29 @@ def test_ranks_that_met_the_same_are_told_once():
 
 def test_a_failure_of_the_controller_has_its_first_line():
     assert cause(RuntimeError("no storage\nTraceback")) == "no storage"
+
+
+_TRACE = "ray::ImplicitFunc.train() (pid=1, ip=127.0.0.1)\n  File x, line 1, in train\n    raise ValueError\n"
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [
+        (None, "no reason is known"),
+        (" \n", "no reason is known"),
+        (_TRACE + "ValueError: shapes do not fit\n\n", "ValueError: shapes do not fit"),
+        (_TRACE + "x" * 400, "x" * 300),
+    ],
+)
+def test_the_error_of_a_trial_in_words(trace, words):
+    assert in_words(trace) == words
+
+
+def test_the_lost_process_of_a_trial_in_words():
+    exit_ = _EXIT.format("SYSTEM_ERROR", "Worker unexpectedly exits with a connection error code 2. EOF.")
+    said = in_words(f"Failure # 2\n{_died(exit_)}\n")
+    assert said.startswith("its process was lost: Worker unexpectedly exits with a connection error code 2. EOF. ")
+    assert "dmesg" in said
+    memory = in_words(str(_died(_EXIT.format("NODE_OUT_OF_MEMORY", "Task was killed due to the node running low"))))
+    assert memory.startswith("Ray ended it because its node ran out of memory. ")
+    assert "data.batch_size" in memory

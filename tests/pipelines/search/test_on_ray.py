@@ -109,3 +109,14 @@ def test_a_search_that_is_cut_off_goes_on_with_nothing_lost(local_ray, tmp_path,
     assert best(trials.values(), "top1").state == "finished"
     rebuilt = build_scheduler(config.tune, 9, Ledger.load(store, config))
     assert rebuilt.debug_string().split("Bracket")[1] == scheduler.debug_string().split("Bracket")[1]
+
+
+def test_a_search_with_nothing_left_to_train_ends_at_once(local_ray, tmp_path, store, searched, monkeypatch):
+    """As one does that had ended, and is resumed to register its winner."""
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    config = searched({"trials": 1, "scheduler": "asha"})
+    ledger = Ledger.create(store, config)
+    ledger.draw({"leak": 0.5}, "search")
+    before = ledger.record(1, {"epoch": 9, "top1": 0.5}, ends_as="finished")
+    _drive(config, Ledger.load(store, config), tmp_path)
+    assert Ledger.load(store, config).trials == {1: before}
