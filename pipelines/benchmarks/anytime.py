@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any, Literal
 
 import numpy as np
 
 from pipelines.benchmarks import row
-from pipelines.benchmarks.curves import Curve
+from pipelines.benchmarks.curves import Curve, Start
 from pipelines.benchmarks.replay import Replay
 from pipelines.config import RunConfig
 from pipelines.search.objectives import rank_correlation
@@ -112,12 +112,13 @@ def rows_of_ranks(config: RunConfig, curves: Mapping[int, Mapping[int, Curve]]) 
     return rows
 
 
-def rows_of_costs(repeats: list[Repeat], start: float, epoch: float) -> list[dict[str, Any]]:
-    """What the replay hides, from the seconds of a trial's start and of an epoch."""
+def rows_of_costs(repeats: list[Repeat], starts: list[Start]) -> list[dict[str, Any]]:
+    """What the replay hides. A start is without Ray's own part."""
+    start, epoch = median(each.seconds for each in starts), median(each.epoch for each in starts)
     begun = _pairs(repeats, lambda each, name: each.searches[name].begun * start / epoch)
     return [
         row("start of a trial's process, median", start, "s"),
-        row("epoch, median", epoch, "s"),
+        row("epoch beside it, median", epoch, "s"),
         _both("all starts, as so many epochs, mean", begun, mean, "epochs"),
     ]
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -85,8 +84,7 @@ def bench(config: RunConfig, sizes: Sizes, out: Path, processes: int, say: Say) 
     starts = [start_up(config.model_copy(update={"tune": None}), data.folder) for _ in range(_STARTS)]
     say("replaying the searches over the curves: the scheduler is Ray's, the trainings are over")
     repeats = [_repeat(config, seed, sizes, budget, each) for seed, each in curves.items()]
-    epoch = median(seconds for each in curves.values() for curve in each.values() for seconds in curve.seconds)
-    rows = rows_of_searches(repeats) + rows_of_ranks(config, curves) + rows_of_costs(repeats, median(starts), epoch)
+    rows = rows_of_searches(repeats) + rows_of_ranks(config, curves) + rows_of_costs(repeats, starts)
     result = {"rows": rows, "repeats": [asdict(each) for each in repeats], "budget": budget} | circumstances()
     _write(result, repeats, out)
     say(f"curves, result and picture: {out}")

@@ -2,11 +2,12 @@
 
 import json
 import math
+import time
 
 import pytest
 
 from pipelines.benchmarks.anytime import Found, Repeat, found_by, rows_of_searches
-from pipelines.benchmarks.curves import Curve, Curves, Key, read_curves, train_curve, train_curves
+from pipelines.benchmarks.curves import Curve, Curves, Key, _Clock, read_curves, train_curve, train_curves
 from pipelines.benchmarks.replay import replay
 from pipelines.benchmarks.tune import Sizes, bench
 from pipelines.config import parse_config
@@ -86,6 +87,15 @@ def test_a_curve_is_trained_for_real_and_again_the_same(config):
     lost = train_curve(one.model_copy(update={"optim": one.optim.model_copy(update={"lr": 1e30})}), folder)
     assert len(lost.top1) < EPOCHS
     assert lost.failure.startswith("the loss is nan")
+
+
+def test_the_first_epoch_is_timed_from_its_first_batch_though_the_loop_marks_every_batch():
+    clock = _Clock()
+    clock.mark("first batch")
+    time.sleep(0.05)
+    clock.mark("first batch")
+    clock.epoch({"top1": 0.5})
+    assert clock.seconds[0] >= 0.05
 
 
 def test_curves_of_another_recipe_or_a_damaged_file_are_refused(config, tmp_path):
