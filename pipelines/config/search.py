@@ -109,15 +109,18 @@ class TuneConfig(Section):
     hours: float | None = Field(None, gt=0, description="after which no trial goes on; none: no limit")
     concurrent: int | None = Field(None, ge=1, description="trials at a time; default as many as there is room for")
     searcher: Literal["random", "tpe"] = Field("random", description="tpe: Optuna's tree-structured Parzen estimator")
-    scheduler: Literal["none", "asha", "median"] = Field(
-        "asha", description="ends trials early: asynchronous successive halving, or those below the median"
+    scheduler: Literal["none", "asha", "median", "pbt"] = Field(
+        "asha",
+        description="ends trials early: asynchronous successive halving, or those below the median. pbt: population "
+        "based training of all trials, in which the worst go on from the best ones' weights with changed values",
     )
+    perturb_every: int = Field(1, ge=1, description="of pbt: epochs after which the population is compared")
     grace: int = Field(1, ge=1, description="epochs that every trial gets before it may be ended early")
     reduction: float = Field(
         3.0, gt=1, description="of asha: a rung is so many times the one before; 1 in so many stays"
     )
     objectives: tuple[Objective, ...] = Field(
-        ("top1",), min_length=1, description="the first is what asha and median judge by; several: a Pareto front"
+        ("top1",), min_length=1, description="the first is what schedulers judge by; several: a Pareto front"
     )
     hang_after: float = Field(600.0, gt=0, description="seconds without a sign of life before a trial is ended")
     retries: int = Field(1, ge=0, description="times a trial starts again after a crash")
@@ -127,4 +130,13 @@ class TuneConfig(Section):
     def _objectives_differ(self) -> TuneConfig:
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives must differ, got {list(self.objectives)}")
+        return self
+
+    @model_validator(mode="after")
+    def _population_is_one(self) -> TuneConfig:
+        if self.scheduler == "pbt" and (self.trials < 2 or self.searcher != "random"):
+            raise ValueError(
+                "scheduler=pbt compares at least 2 trials, all drawn before the first is trained: it needs trials >= 2 "
+                f"and searcher=random, got trials={self.trials} and searcher={self.searcher}"
+            )
         return self

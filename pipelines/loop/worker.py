@@ -147,8 +147,9 @@ def _train_epoch(plan: Plan, state: State) -> None:
 def _end_epoch(plan: Plan, state: State) -> None:
     """Keep the epoch and tell of it: of the last one when it is committed, since who is told may end the worker."""
     state.is_due = True
-    if plan.is_over(state.position):
+    if plan.is_over(state.position) or plan.outside.commits_epochs:
         finish(plan, state)
+        state.is_due = False
     else:
         keep(plan, state)
     _tell(plan, state)

@@ -46,6 +46,7 @@ class Outside:
     log: Callable[[dict[str, float], int], None]
     progress: Callable[[dict[str, Any]], None]
     on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
+    commits_epochs: bool = False  # whether each epoch is told of only when it is committed, not the last one alone
     session: str = ""  # names the driver that the workers belong to
     tag: Callable[[str, str], None] = lambda _key, _value: None  # tells the run something by name, from any thread
     pulse: Pulse = field(default_factory=Pulse)  # marked by every rank

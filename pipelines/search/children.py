@@ -44,6 +44,12 @@ class Child:
         self._waiting.append((row, step))
         self.opened()
 
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run; without MLflow it waits for the run to be there."""
+        self._tags[key] = value
+        if journal := self.opened():
+            journal.tag(key, value)
+
     def close(self, state: str, cause: str) -> bool:
         """End the run as its trial ended; returns whether MLflow has the run."""
         journal = self.opened(at_once=True)
@@ -98,6 +104,10 @@ class Children:
         """A trial has measured something."""
         self._asked.put(lambda: self._log(number, row, step))
 
+    def tag(self, number: int, key: str, value: str) -> None:
+        """Something about a trial has changed."""
+        self._asked.put(lambda: self._tag(number, key, value))
+
     def close(self, number: int, state: str, cause: str = "") -> None:
         """A trial has ended, or is left to a later `--resume`."""
         self._asked.put(lambda: self._close(number, state, cause))
@@ -142,6 +152,10 @@ class Children:
         if child := self._children.get(number):
             child.log(row, step)
             self._name(number, child)
+
+    def _tag(self, number: int, key: str, value: str) -> None:
+        if child := self._children.get(number):
+            child.tag(key, value)
 
     def _close(self, number: int, state: str, cause: str) -> None:
         if child := self._children.pop(number, None):

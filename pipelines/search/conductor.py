@@ -15,11 +15,14 @@ from ray.tune.result import AUTO_RESULT_KEYS, DONE
 from ray.util import remove_placement_group
 from ray.util.queue import Full
 
+from pipelines.checkpoints.checkpoint import Position
 from pipelines.config import RunConfig
-from pipelines.on_ray.causes import in_words
+from pipelines.on_ray import causes
 from pipelines.search.children import Children
 from pipelines.search.ledger import Ledger
+from pipelines.search.lineage import in_words, lineage
 from pipelines.search.live import LiveView, describe
+from pipelines.search.population import Fork
 from pipelines.search.records import TrialRecord
 from pipelines.search.signs import Signs
 from pipelines.search.space import applied
@@ -113,6 +116,24 @@ class Conductor(Callback):
                 self._children.log(record.number, row, self._steps * int(metrics["epoch"]) // self._epochs)
             self._children.close(record.number, record.state, record.cause)
 
+    @_deferred
+    def forked(self, bring: Callable[[Fork], Position], fork: Fork) -> None:
+        """A trial goes on from another's weights, which `bring` copies first: the ledger tells of what is there."""
+        position = bring(fork)
+        record = self._ledger.mutate(fork.number, position.epoch, fork.values, fork.parent)
+        self._tell_of(record, position.step)
+
+    def _tell_of(self, record: TrialRecord, step: int) -> None:
+        """Log the values that a trial has changed to, and say it."""
+        past = record.mutations[-1]
+        for values, at in [(record.drawn, 0)] * (len(record.mutations) == 1) + [(record.values, step)]:
+            self._children.log(record.number, {f"tune/{name}": float(value) for name, value in values.items()}, at)
+        self._children.tag(record.number, "agmm.trial.lineage", in_words(lineage(self._ledger.trials, record)))
+        self._live.say(
+            f"trial {record.number} goes on after epoch {past.epoch} from the weights of trial {past.parent}, with "
+            f"{describe(record.values)}"
+        )
+
     def end_cut_short(self, records: Iterable[TrialRecord]) -> None:
         """Ray Tune has ended, and its trials with it: of what the end of a budget cuts short it says nothing."""
         for record in records:
@@ -147,7 +168,7 @@ class Conductor(Callback):
     def _open(self, record: TrialRecord) -> None:
         config = applied(self._config, record.values)
         named = config.model_copy(update={"name": f"{config.name}.trial-{record.number:04d}"})
-        self._children.open(record.number, named, record.values, record.run_id or "")
+        self._children.open(record.number, named, record.drawn, record.run_id or "")
 
     @_deferred
     def on_trial_result(
@@ -188,7 +209,7 @@ class Conductor(Callback):
         self._end(self._ledger.end(trial.config["number"], "failed", self._why(trial)))
 
     def _why(self, trial: Any) -> str:
-        return self._signs.hung.get(trial.config["number"]) or in_words(_last_error(trial))
+        return self._signs.hung.get(trial.config["number"]) or causes.in_words(_last_error(trial))
 
     def _give_back(self, number: int) -> None:
         if room := self._rooms.pop(number, None):

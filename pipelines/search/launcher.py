@@ -57,6 +57,7 @@ def tune_recipe(config: RunConfig, *, resume: bool, proxy: bool, out: Path | Non
     config = _searchable(config)
     check_space(config)
     _check_out(out)
+    _check_population(config, proxy)
     data = prepare(config, say)
     if proxy:
         check_space(proxy_of(config))
@@ -91,6 +92,18 @@ def _check_grace(config: RunConfig, data: Prepared) -> None:
     """Refuse a scheduler that has nothing to do, before there is a run: the best of a proxy are trained without one."""
     assert config.tune is not None  # of `_searchable`
     check_grace(config.tune, config.total_epochs(data.manifest.splits["train"].count))
+
+
+def _check_population(config: RunConfig, proxy: bool) -> None:
+    if config.tune is None or config.tune.scheduler != "pbt":
+        return
+    if proxy:
+        raise UserError("--proxy sorts values that do not change, and tune.scheduler=pbt changes them. Leave one out.")
+    if config.run.most_workers > 1:
+        raise UserError(
+            f"tune.scheduler=pbt pauses its trials, which have a process each, and run.workers is "
+            f"{config.run.workers}. Set run.workers=1, or another scheduler."
+        )
 
 
 def proxy_of(config: RunConfig) -> RunConfig:

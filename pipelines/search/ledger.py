@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from pipelines.config import RunConfig, config_differences, flatten, parse_config
 from pipelines.errors import NotThere, UserError
-from pipelines.search.records import Ending, Search, Stage, TrialRecord, as_json, read_record
+from pipelines.search.records import Ending, Mutation, Search, Stage, TrialRecord, as_json, read_record
 from pipelines.search.space import Values
 from pipelines.storage import Store
 from pipelines.version import code_version
@@ -156,6 +156,13 @@ class Ledger:
             known = any(each["epoch"] == new["epoch"] for each in old.epochs)
             changes: dict[str, Any] = {} if known else {"epochs": (*old.epochs, new)}
             return self._change(number, **changes, **(_ending(ends_as, cause) if ends_as else {}))
+
+    def mutate(self, number: int, epoch: int, values: Values, parent: int) -> TrialRecord:
+        """After `epoch` a trial goes on from its parent's weights, with other values."""
+        with self._lock:
+            old = self._trials[number]
+            past = Mutation(epoch=epoch, parent=parent, values=old.values)
+            return self._change(number, values=dict(values), mutations=(*old.mutations, past))
 
     def end(self, number: int, state: Ending, cause: str = "") -> TrialRecord:
         """A trial has ended. One that had ended before stays as it was."""

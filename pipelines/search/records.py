@@ -20,8 +20,20 @@ class _Kept(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+class Mutation(_Kept):
+    """After `epoch` a trial went on from the weights of the trial `parent`; until then it had had `values`."""
+
+    epoch: int
+    parent: int
+    values: dict[str, Value]
+
+
 class TrialRecord(_Kept):
-    """A trial. `epochs` are its metrics as reported, each with its `epoch`; `attempts` how often it was started."""
+    """A trial. `epochs` are its metrics as reported, each with its `epoch`; `attempts` how often it was started.
+
+    `values` are the current ones. Where `mutations` changed them during training, an epoch's metrics are of the
+    weights and values that the trial had in that epoch: what a parent measured before stays in the parent's record.
+    """
 
     number: int
     stage: Stage
@@ -33,7 +45,13 @@ class TrialRecord(_Kept):
     started: datetime | None = None
     ended: datetime | None = None
     attempts: int = 0
+    mutations: tuple[Mutation, ...] = ()  # of scheduler=pbt, by epoch
     elapsed: float = 0.0  # seconds that the search had run, over all its drivers, when this was written
+
+    @property
+    def drawn(self) -> dict[str, Value]:
+        """The values with which the trial began."""
+        return self.mutations[0].values if self.mutations else self.values
 
     @property
     def has_ended(self) -> bool:

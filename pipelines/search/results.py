@@ -15,6 +15,7 @@ from pipelines.progress import Say
 from pipelines.report.search import search_figures
 from pipelines.report.trials import TrialRow
 from pipelines.search.ledger import Ledger
+from pipelines.search.lineage import in_words, lineage
 from pipelines.search.live import describe
 from pipelines.search.objectives import (
     MEASURES,
@@ -110,7 +111,12 @@ def _end_of(record: TrialRecord) -> str:
 def _row(record: TrialRecord, tune: TuneConfig) -> dict[str, Any]:
     measured = {each: value_of(record, each) for each in tune.objectives}
     about = {"number": record.number, "stage": record.stage, "state": record.outcome, "epochs": record.last_epoch}
-    return about | measured | {"values": record.values, "cause": record.cause, "run_id": record.run_id}
+    return (
+        about
+        | measured
+        | {"values": record.values, "cause": record.cause, "run_id": record.run_id}
+        | ({"mutations": [each.model_dump() for each in record.mutations]} if record.mutations else {})
+    )
 
 
 def _summary(outcome: Outcome, winner: TrialRecord) -> dict[str, Any]:
@@ -148,12 +154,17 @@ def _head(outcome: Outcome, winner: TrialRecord, out: Path) -> list[str]:
     last = winner.epochs[-1]
     speed = f", {last['images_per_second']:.0f} images/s" if "images_per_second" in last else ""
     today = datetime.now(UTC).date().isoformat()
+    spans = lineage(outcome.ledger.trials, winner)
+    changed = (
+        f"Changed:  the values, while it trained: {in_words(spans)}. Trained anew with the last of them, it differs."
+    )
     return [
         f"{name}, with {describe(winner.values)}: the best of a search.",
         f"Run:      agmm train {out.name}",
         f"Found:    agmm tune {name}: {tune.searcher}, {tune.scheduler}; trial {winner.number} of {len(trials)}, "
         f"{finished} of them to the end; {today}, commit {code_version()}.",
         f"Measured: {_measured(winner, tune)} after {winner.last_epoch} epochs (1 seed, as in the search){speed}.",
+        *([changed] if len(spans) > 1 else []),
     ]
 
 
@@ -177,6 +188,8 @@ def _log(client: MlflowClient, outcome: Outcome, summary: dict[str, Any], out: P
     rows = [_drawn(record, tune) for record in outcome.records if record.has_ended]
     modes: dict[str, Literal["max", "min"]] = {each: MEASURES[each].mode for each in tune.objectives}
     figures = search_figures(rows, modes, tune.space, rungs=outcome.rungs, say=say)
+    if tune.scheduler == "pbt":
+        figures.pop("importances", None)  # the values of its last epochs do not explain a trial
     for name, figure in figures.items():
         tracking.log_figure(client, run.id, figure, name)
 
@@ -199,7 +212,8 @@ def _register(client: MlflowClient, outcome: Outcome, winner: TrialRecord, say: 
             f"Trial {winner.number} has won, and MLflow has not taken its run: nothing can be registered. When MLflow "
             "answers again, the same command with --resume registers it."
         )
-    trials, how = len(outcome.ledger.trials), describe(winner.values)
+    trials, spans = len(outcome.ledger.trials), lineage(outcome.ledger.trials, winner)
+    how = describe(winner.values) if len(spans) == 1 else f"the values changed while it trained, {in_words(spans)}"
     note = f"Found by a search of {trials} trials: {how}. The search is MLflow's run {outcome.run.id}."
     store = open_store(outcome.address(winner), proven=True)
     name = config.tracking.register_as

@@ -108,14 +108,20 @@ def build_scheduler(tune: TuneConfig, max_epochs: int, ledger: Ledger, stage: St
 
 
 def check_grace(tune: TuneConfig, max_epochs: int) -> None:
-    """Raise UserError where a trial of `max_epochs` is over before the scheduler may end it."""
-    if tune.scheduler != "none" and tune.grace > max_epochs:
+    """Raise UserError where a trial of `max_epochs` is over before the scheduler may end it, or change it."""
+    if tune.scheduler == "pbt":
+        if tune.perturb_every >= max_epochs:
+            raise UserError(
+                f"tune.perturb_every={tune.perturb_every} is not before the last of the {max_epochs} epochs of a "
+                "trial. Lower it."
+            )
+    elif tune.scheduler != "none" and tune.grace > max_epochs:
         raise UserError(f"tune.grace={tune.grace} is past the {max_epochs} epochs of a trial. Lower it.")
 
 
 def rungs(tune: TuneConfig, max_epochs: int) -> list[int]:
-    """The epochs after which asha compares, and the last one."""
-    found, rung = [], float(tune.grace)
+    """The epochs after which asha compares, and the last one; of pbt, whose trials swap weights, that alone."""
+    found, rung = [], float(max_epochs if tune.scheduler == "pbt" else tune.grace)
     while rung < max_epochs:
         found.append(math.ceil(rung))
         rung *= tune.reduction

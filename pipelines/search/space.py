@@ -31,6 +31,7 @@ KEYS: Mapping[str, str] = {
 }
 _WHOLE = frozenset({"time_steps"})
 _GATED = "agmm"
+_FIXED = frozenset({"time_steps", "method", "gate_scope"})  # while a network trains: they change its parameters
 _IGNORED_BY = {"if": frozenset({"leak"}), "relu": frozenset({"leak", "threshold", "surrogate_width"})}
 
 
@@ -59,9 +60,12 @@ def applied(config: RunConfig, values: Values) -> RunConfig:
 
 def check_space(config: RunConfig) -> None:
     """Raise UserError, naming `tune.space.X`, where X may draw what is no valid run, or what makes no difference."""
-    space = (config.tune or TuneConfig()).space
+    tune = config.tune or TuneConfig()
+    space = tune.space
     domains(space)
     for name, drawn in space.drawn.items():
+        if tune.scheduler == "pbt":
+            _check_changeable(config, name)
         _check_neuron(config, name, drawn)
         _check_scope(config, name)
         runs = [(edge, list(_runs(config, space, name, edge))) for edge in drawn.edges]
@@ -107,6 +111,16 @@ def _check_neuron(config: RunConfig, name: str, drawn: Drawn) -> None:
         raise UserError(
             f"tune.space.leak draws {list(drawn.edges)}, and a learned leak (model.neuron.kind=plif) starts between 0 "
             "and 1, neither included. Write tune.space.leak={uniform: [0.05, 0.95]}."
+        )
+
+
+def _check_changeable(config: RunConfig, name: str) -> None:
+    """Refuse what cannot change, or changes nothing, in a network that goes on from a checkpoint."""
+    if name in _FIXED or (name == "leak" and config.model.neuron.kind == "plif"):
+        learned = "" if name in _FIXED else ": with model.neuron.kind=plif it is learned"
+        raise UserError(
+            f"tune.space.{name} cannot change during a training{learned}, and tune.scheduler=pbt changes it. Set "
+            f"tune.space.{name}=null, or another scheduler."
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from pipelines.checkpoints.checkpoint import Position
 from pipelines.config import RunConfig, TuneConfig
 from pipelines.driver import Prepared
 from pipelines.errors import Fenced, ServiceError
@@ -21,6 +24,7 @@ from pipelines.search.conductor import Conductor
 from pipelines.search.ledger import Ledger
 from pipelines.search.live import LiveView
 from pipelines.search.objectives import best, pareto_front
+from pipelines.search.population import Fork, Population, copy_newest, population
 from pipelines.search.records import Stage, TrialRecord
 from pipelines.search.schedulers import build_scheduler
 from pipelines.search.searchers import Draw, Numbered
@@ -80,7 +84,11 @@ def run_stage(search: Search, stage: Stage, config: RunConfig, tune: TuneConfig,
     search.watched.listeners["trial"] = conductor.take
     conductor.make_up(ledger.of(stage))
     searcher = Numbered(ledger, draw, budget, limit, stage)
-    tuner = _tuner(search, config, tune, searcher, build_scheduler(tune, epochs, ledger, stage), conductor, budget)
+    if tune.scheduler == "pbt":
+        scheduler = Population(tune, epochs, ledger, stage, partial(conductor.forked, partial(_bring, search)))
+    else:
+        scheduler = build_scheduler(tune, epochs, ledger, stage)
+    tuner = _tuner(search, config, tune, searcher, scheduler, conductor, budget)
     try:
         with live.shown(), _resumable():
             tuner.fit()
@@ -110,14 +118,17 @@ def _tuner(
 
     work = Work(config, search.id, search.session, search.data.folder, code_version(), search.watched.queue)
     trainable = ray_tune.with_parameters(train_trial, work=work)
+    room, resources = ray.cluster_resources(), _resources(config)
+    if tune.scheduler == "pbt":
+        more, how = population(searcher, tune)
+        resources["cpu"] = max(resources["cpu"], room.get("CPU", 1) / (tune.concurrent or math.inf))
+    else:  # the searcher says when it has no more
+        more, how = {}, {"search_alg": searcher, "num_samples": -1}
+        how["max_concurrent_trials"] = tune.concurrent or _room(config, room)
     return ray_tune.Tuner(
-        ray_tune.with_resources(trainable, _resources(config)),
-        tune_config=ray_tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,  # the searcher says when it has no more
-            max_concurrent_trials=tune.concurrent or _room(config, ray.cluster_resources()),
-        ),
+        ray_tune.with_resources(trainable, resources),
+        tune_config=ray_tune.TuneConfig(scheduler=scheduler, **how),
+        **more,
         run_config=ray_tune.RunConfig(
             name=f"{search.id}-{uuid.uuid4().hex[:8]}",
             callbacks=[conductor],
@@ -127,6 +138,15 @@ def _tuner(
             **ray_storage(),
         ),
     )
+
+
+def _bring(search: Search, fork: Fork) -> Position:
+    """Copy the parent's newest checkpoint to the trial that is to go on from it."""
+    base = search.config.checkpoint.uri
+    parent, child = (
+        open_store(f"{base}/{address_of(search.id, number)}", proven=True) for number in (fork.parent, fork.number)
+    )
+    return copy_newest(parent, child, search.session, search.say)
 
 
 def _remove_folders(search: Search) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import tune
+from ray.tune import Checkpoint
 
 from pipelines.errors import ServiceError
 from pipelines.faults import fault_point
@@ -47,6 +50,7 @@ def train_trial(suggestion: Mapping[str, Any], work: Work) -> None:
     checkpoint. A failure that would come again is reported as `failed`; any other is raised, and Ray Tune tries again.
     """
     number = suggestion["number"]
+    in_population = work.config.tune is not None and work.config.tune.scheduler == "pbt"
     work = replace(
         work,
         config=applied(work.config, suggestion["values"]),
@@ -56,14 +60,14 @@ def train_trial(suggestion: Mapping[str, Any], work: Work) -> None:
     board.send(work.queue, {"actor": ray.get_runtime_context().current_actor}, _PATIENCE_S)
     fault_point(f"trial.{number}")
     try:
-        _train(work)
+        _train(work, in_population)
     except Exception as error:
         if not (reason := _for_good(error)):
             raise
         tune.report({FAILED: reason})
 
 
-def _train(work: Work) -> None:
+def _train(work: Work, in_population: bool) -> None:
     if work.config.run.most_workers > 1:
         from pipelines.search.workers import train_with_workers
 
@@ -72,12 +76,24 @@ def _train(work: Work) -> None:
     from pipelines.on_ray.worker import train_rank
 
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    train_rank(work, World(0, 1, device), on_epoch=partial(_report, work.queue.number))
+    report = _report_committed if in_population else tune.report
+    on_epoch = partial(_report, report, work.queue.number)
+    train_rank(work, World(0, 1, device), on_epoch=on_epoch, commits_epochs=in_population)
 
 
-def _report(number: int, metrics: dict[str, float]) -> None:
+def _report(report: Callable[[Any], None], number: int, metrics: dict[str, float]) -> None:
     fault_point(f"trial.{number}.report")
-    tune.report(metrics)
+    report(metrics)
+
+
+def _report_committed(metrics: dict[str, float]) -> None:
+    """Report an epoch with a checkpoint for Ray, whose pbt clones no trial without one: it holds nothing.
+
+    The weights are where the loop has committed them, from which `population` has another trial go on.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "committed").touch()
+        tune.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
 def _for_good(error: Exception) -> str | None:

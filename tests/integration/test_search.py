@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -170,3 +170,65 @@ def test_a_proxy_sorts_and_the_best_are_trained_in_full(recipe):
     assert result["best"]["stage"] == "full"
     assert result["best"]["sops"] > 0
     assert set(result["front"]) <= {5, 6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("concurrent", [2, 4])
+def test_the_worst_of_a_population_go_on_from_the_weights_of_the_best(recipe, tmp_path, concurrent):
+    settings = {"trials": 4, "scheduler": "pbt", "concurrent": concurrent, "space": {"lr": {"loguniform": [0.01, 0.2]}}}
+    path, files = recipe(tune=settings, checkpoint={"uri": str(tmp_path / "c"), "keep": 50}), {}
+    if concurrent == 2:
+        _kill_after_a_mutation(path, tmp_path)
+        _read_manifests(tmp_path, files)
+    before = _records(tmp_path)
+    with _search(path, "--out", str(tmp_path / "winner.yaml"), *(["--resume"] if before else [])) as driver:
+        family = set()
+        _wait_until(lambda: _read_manifests(tmp_path, files, driver, family) or driver.poll() is not None, 600)
+        result = json.loads(driver.communicate(timeout=60)[0])
+        assert driver.returncode == 0
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    records = _records(tmp_path)
+    assert {record["state"] for record in records.values()} == {"finished"}
+    assert [[each["epoch"] for each in record["epochs"]] for record in records.values()] == [[1, 2, 3, 4]] * 4
+    mutations = _mutations(records)
+    assert len(mutations) == 3 if concurrent == 4 else len(mutations) in (2, 3)
+    assert [each for each in _mutations(before) if each not in mutations] == []
+    for child, mutation in mutations:
+        assert mutation["parent"] != child
+        step = f"step-{4 * mutation['epoch']:09d}"
+        theirs = [each for (trial, name), each in files.items() if trial == mutation["parent"] and name.endswith(step)]
+        ours = [each for (trial, name), each in sorted(files.items()) if trial == child and name.endswith(step)]
+        assert ours[-1] in theirs, "the newest of this step is the parent's, optimiser and all"
+        assert ours[0] not in theirs, "what the trial had trained itself"
+        assert mutation["values"] != records[child]["values"]
+    head = (tmp_path / "winner.yaml").read_text()
+    assert ("# Changed:" in head) == bool(records[result["best"]["number"]]["mutations"])
+
+
+def _kill_after_a_mutation(path, tmp_path):
+    with _search(path) as driver:
+        _wait_until(lambda: _mutations(_records(tmp_path)), 400)
+        time.sleep(2)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    for each in psutil.wait_procs(family, timeout=60)[1]:
+        assert _is_left_by_ray(each)
+        each.kill()
+
+
+def _mutations(records):
+    return [(number, each) for number, record in records.items() for each in record["mutations"]]
+
+
+def _read_manifests(tmp_path, files, driver=None, family=None):
+    """Collect the hashes of all checkpoints before they are removed, and the driver's processes."""
+    if driver is not None:
+        with suppress(psutil.NoSuchProcess):
+            family.update(psutil.Process(driver.pid).children(recursive=True))
+    for path in (tmp_path / "c").glob("*/trial-*/*/manifest.json"):
+        with suppress(OSError, ValueError):
+            digests = json.loads(path.read_text())["sha256"]
+            files[int(path.parts[-3][-4:]), path.parts[-2]] = {
+                name: digests[f"{name}.safetensors"] for name in ("model", "optimizer", "signs")
+            }

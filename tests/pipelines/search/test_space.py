@@ -79,6 +79,20 @@ def test_a_space_that_cannot_be_searched_is_refused(searched, space, sections, w
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+@pytest.mark.parametrize(
+    ("space", "kind", "words"),
+    [
+        ({"time_steps": {"choice": [1, 2]}}, "lif", "tune.space.time_steps cannot change"),
+        ({"method": {"choice": ["agmm", "vanilla"]}}, "lif", "tune.space.method cannot change"),
+        ({"leak": {"uniform": [0.1, 0.9]}}, "plif", "it is learned"),
+    ],
+)
+def test_what_cannot_change_in_a_training_is_refused_of_pbt(searched, space, kind, words):
+    with pytest.raises(UserError, match=words):
+        check_space(searched(_only(**space) | {"scheduler": "pbt"}, model={"neuron": {"kind": kind}}))
+    check_space(searched(_only(**space), model={"neuron": {"kind": kind}}))
+
+
 def test_a_scope_may_be_drawn_beside_methods_of_which_one_has_a_gate(searched):
     space = {"gate_scope": {"choice": ["sample", "channel"]}, "method": {"choice": ["vanilla", "agmm"]}}
     check_space(searched(_only(**space)))
