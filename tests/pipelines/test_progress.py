@@ -92,7 +92,7 @@ def test_what_cannot_be_shown_or_kept_does_not_hold_up_what_comes_after(monkeypa
     monkeypatch.setattr(board.Board, "fail", lambda _, reason: failed.append(reason))
     done = threading.Event()
     done.set()
-    board._draw_all(watched, done, 9)
+    board._draw_all(watched, done, board._canvas(9))
     assert broken.tried
     assert (heard, failed) == ([1, 2], ["why"])
 

@@ -74,4 +74,4 @@ def test_a_recipe_takes_twenty_steps(name, built, tmp_path):
     assert max(rows) == STEPS
     assert all(math.isfinite(rows[step]["train/loss"]) for step in (10, STEPS))
     assert 0 <= metrics["top1"] <= 1
-    assert checkpoints.committed(store) == [f"attempt-0001-step-{STEPS:09d}"]
+    assert checkpoints.committed(store)[-1] == f"attempt-0001-step-{STEPS:09d}"
