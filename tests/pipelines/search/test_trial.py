@@ -30,7 +30,7 @@ class _Queue(list):
 def test_a_failure_that_the_same_values_would_meet_again_is_reported(tiny_tree, monkeypatch, error, said):
     trained, reports, told = [], [], _Queue()
 
-    def fail(work):
+    def fail(work, _in_population):
         trained.append(work)
         raise error
 
