@@ -15,7 +15,11 @@ from pipelines.cli.services import use_services
 @click.argument("recipe")
 @SET
 @click.option("--trials", type=click.IntRange(1), help="Configurations to try; short for --set tune.trials=N.")
-@click.option("--resume", is_flag=True, help="Go on with the newest unfinished search of this recipe.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the newest search of this recipe: one that was ended, or that gets a greater budget.",
+)
 @click.option("--proxy", is_flag=True, help="Train on less first (tune.proxy), and only the best of that in full.")
 @click.option("--out", type=click.Path(path_type=Path), help="The winner's recipe; default below .agmm/winners.")
 @JSON

@@ -19,7 +19,7 @@ from pipelines.on_ray import driver as ray_driver
 from pipelines.on_ray.ends import head_watched
 from pipelines.progress import Say
 from pipelines.search.children import Children
-from pipelines.search.ledger import Ledger
+from pipelines.search.ledger import Ledger, budget_differs
 from pipelines.search.objectives import ranked
 from pipelines.search.records import Stage
 from pipelines.search.results import Outcome, conclude
@@ -65,7 +65,9 @@ def tune_recipe(config: RunConfig, *, resume: bool, proxy: bool, out: Path | Non
     _check_grace(proxy_of(config) if proxy else config, data)
     client = tracking.connect(str(data.config.tracking.uri))
     searched = data.config.model_copy(update={"name": f"{config.name}.search"})
-    with tracked(client, searched, data.manifest, resume=resume, say=say) as run:
+    if resume:
+        _check_more_to_do(client, searched, data.config)
+    with tracked(client, searched, data.manifest, resume=resume, say=say, finished=True) as run:
         with _opened(client, data, run, proxy, resume, say) as search:
             try:
                 stage = _train(search, proxy)
@@ -75,6 +77,18 @@ def tune_recipe(config: RunConfig, *, resume: bool, proxy: bool, out: Path | Non
                 raise
         out = out or home() / "winners" / f"{config.name}-{run.id[:8]}.yaml"
         return conclude(client, Outcome(config, data, search.ledger, stage, run), out, say)
+
+
+def _check_more_to_do(client: MlflowClient, searched: RunConfig, config: RunConfig) -> None:
+    """Refuse a search that has finished and is given nothing more: it would register its winner once more."""
+    with tracking.explained(str(searched.tracking.uri)):
+        run = tracking.find_resumable(client, searched, finished=True).info
+    store = open_store(f"{config.checkpoint.uri}/{run.run_id}", proven=True)
+    if run.status == "FINISHED" and not budget_differs(store, config):
+        raise UserError(
+            f"The search {run.run_id} has finished, and nothing more is asked of it. Raise --trials, tune.epochs or "
+            "tune.hours to go on with it, or leave out --resume to start another."
+        )
 
 
 def _check_out(out: Path | None) -> None:

@@ -28,7 +28,8 @@ from pipelines.version import code_version
 
 _SEARCH, _TRIAL = "search.json", re.compile(r"trials/(\d{4,})\.json")
 # What says how long and how a search goes on, not what its trials are: a resume may change it.
-_FREE = frozenset(f"tune.{each}" for each in ("trials", "epochs", "hours", "concurrent", "hang_after", "retries"))
+_BUDGET = ("trials", "epochs", "hours")
+_FREE = frozenset(f"tune.{each}" for each in (*_BUDGET, "concurrent", "hang_after", "retries"))
 
 
 class Ledger:
@@ -199,6 +200,15 @@ class Ledger:
 
     def __deepcopy__(self, _: Any) -> Ledger:
         return self
+
+
+def budget_differs(store: Store, config: RunConfig) -> bool:
+    """Whether a search is given another budget than it had. Raises UserError where its file is not there or damaged."""
+    try:
+        before = parse_config(read_record(store, _SEARCH, Search).config, origin=f"{store.uri}/{_SEARCH}").tune
+    except NotThere as error:
+        raise UserError(f"There is no search at {store.uri} to go on with. Start it without --resume.") from error
+    return any(getattr(before, each) != getattr(config.tune, each) for each in _BUDGET)
 
 
 def _read_trials(store: Store) -> list[TrialRecord]:

@@ -38,8 +38,12 @@ class Opened(NamedTuple):
 
 
 @contextmanager
-def tracked(client: MlflowClient, config: RunConfig, manifest: Manifest, *, resume: bool, say: Say) -> Iterator[Opened]:
-    """Open a run, or the newest unfinished one, around the work; ends it as the work ended.
+def tracked(
+    client: MlflowClient, config: RunConfig, manifest: Manifest, *, resume: bool, say: Say, finished: bool = False
+) -> Iterator[Opened]:
+    """Open a run, or the newest that can be resumed, around the work; ends it as the work ended.
+
+    finished: whether one that has finished can be resumed too, as a search can that is given more trials.
 
     Work that ends by Fenced leaves the run's state alone: it is the newer attempt's.
 
@@ -49,7 +53,7 @@ def tracked(client: MlflowClient, config: RunConfig, manifest: Manifest, *, resu
     session = uuid.uuid4().hex
     tags = {tracking.SESSION_TAG: session} | process_tags()
     with tracking.explained(uri):
-        run_id = _resumable(client, config, manifest) if resume else tracking.create_run(client, config, tags)
+        run_id = _resumable(client, config, manifest, finished) if resume else tracking.create_run(client, config, tags)
     with claimed(run_id):
         if resume:
             with tracking.explained(uri):
@@ -72,8 +76,8 @@ def _digests(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     return digests | ({"agmm.teacher": sha256_of(Path(weights))} if weights else {})
 
 
-def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest) -> str:
-    run = tracking.find_unfinished(client, config)
+def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest, finished: bool) -> str:
+    run = tracking.find_resumable(client, config, finished=finished)
     run_id = str(run.info.run_id)
     with claimed(run_id):
         _refuse_changes(run, config, manifest)

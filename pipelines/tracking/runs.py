@@ -94,17 +94,22 @@ def describe_run(client: MlflowClient, run_id: str, config: RunConfig, tags: Map
     client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), _CONFIG)
 
 
-def find_unfinished(client: MlflowClient, config: RunConfig) -> Run:
-    """The newest run of this recipe that has not finished. Raises UserError where there is none."""
+def find_resumable(client: MlflowClient, config: RunConfig, *, finished: bool = False) -> Run:
+    """The newest run of this recipe that has not finished, or with `finished` the newest of all.
+
+    Raises UserError where there is none.
+    """
+    only = "" if finished else " and attributes.status != 'FINISHED'"
     found = client.search_runs(
         [_experiment_id(client, config.tracking.experiment)],
-        filter_string=f"tags.`{RECIPE_TAG}` = '{config.name}' and attributes.status != 'FINISHED'",
+        filter_string=f"tags.`{RECIPE_TAG}` = '{config.name}'{only}",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
     if not found:
+        kind = "run" if finished else "unfinished run"
         raise UserError(
-            f"Nothing to resume: experiment {config.tracking.experiment!r} has no unfinished run of {config.name!r}. "
+            f"Nothing to resume: experiment {config.tracking.experiment!r} has no {kind} of {config.name!r}. "
             "Leave out --resume to start one."
         )
     return found[0]

@@ -43,6 +43,7 @@ def _search(recipe, *options, **environment):
         finally:
             driver.kill()
             driver.wait()
+            driver.stdout.close()
 
 
 def _result(recipe, *options, **environment):
@@ -75,6 +76,19 @@ def test_a_search_ends_with_a_recipe_and_a_registered_model(recipe, tmp_path):
         epochs = len(client.get_metric_history(run.info.run_id, "val/top1"))
         assert (run.info.status, epochs) == ("FINISHED", 4)
     assert client.get_run(result["run_id"]).info.status == "FINISHED"
+    with _search(path, "--resume") as driver:  # with no more trials there is nothing to do
+        assert driver.wait(timeout=120) == 2
+    assert "nothing more is asked of it" in (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_that_has_finished_goes_on_with_more_trials(recipe):
+    path = recipe(tune={"trials": 2, "scheduler": "none", "concurrent": 2})
+    first = _result(path)
+    more = _result(path, "--resume", "--trials", "3")
+    assert more["run_id"] == first["run_id"]
+    assert more["trials"][:2] == first["trials"]
+    assert [trial["state"] for trial in more["trials"]] == ["finished"] * 3
 
 
 @pytest.mark.slow
