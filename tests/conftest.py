@@ -1,5 +1,3 @@
-import agmm as agmm  # noqa: I001, before any `import timm`: see agmm.compat
-
 import numpy as np
 import pytest
 import torch

@@ -151,7 +151,7 @@ def _timm(card: ModelCard) -> str:
     else:
         shape = str((1, 3, card.data.resolution, card.data.resolution))
         what = f"(pixels / 255 - {card.data.mean}) / {card.data.std}"
-    return f"""import agmm, timm, torch  # agmm first: it registers the networks
+    return f"""import agmm.models, timm, torch  # agmm first: it registers the networks
 from safetensors.torch import load_file
 
 network = timm.create_model(

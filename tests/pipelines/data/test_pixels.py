@@ -1,5 +1,3 @@
-import agmm as agmm  # noqa: I001, before torchvision: see agmm.compat
-
 from collections.abc import Callable, Iterator
 
 import numpy as np
