@@ -7,6 +7,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # FFCV compiles against these; its own wish for opencv-python is met by the headless build
 APT := build-essential python3-dev python3-venv libopencv-dev libturbojpeg0-dev pkg-config
 FFCV := ffcv==1.0.2 fastargs assertpy terminaltables pytorch-pfn-extras
+# its own wish for audio libraries and data sets is of no use to its metrics
+NEUROBENCH := neurobench
 
 .PHONY: help setup test chaos test-peers lint demo clean
 
@@ -27,11 +29,11 @@ $(VENV)/.system:
 	       && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APT) >/dev/null; }
 	@touch $@
 
-$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/.system
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard agmm/packed/native/*) | $(VENV)/.system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned Python packages (two minutes the first time)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[service,dev]' numba
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps $(FFCV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps $(FFCV) $(NEUROBENCH)
 	@touch $@
 
 lint: setup

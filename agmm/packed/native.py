@@ -1,0 +1,256 @@
+"""The compiled kernels: packed networks and single binary convolutions, on AVX-512, AVX2 or any 64-bit processor.
+
+Installing the package compiles `agmm/packed/native` where there is a compiler; without one, `available()` is empty,
+`why_not()` says why, and the reference runs. Everything is checked here: the C++ side trusts sizes and pointers.
+
+Axes: T time steps, B batch, H, W, C channels, I input and O output channels, K classes. Channels come last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agmm.packed.abi import ABI, Library, bind, fill
+from agmm.packed.description import POOLED, Description
+from agmm.packed.reference import Counts
+
+# The path where none is asked for: a name of `available()`.
+VARIABLE = "AGMM_KERNELS"
+# Another library than the installed one: how the tests run one that checks itself.
+LIBRARY_VARIABLE = "AGMM_KERNELS_LIBRARY"
+_MOST_THREADS, _MOST_SIDE = 256, 1 << 14
+_TOO_LARGE = 2  # a status, as in api.h
+
+
+def available() -> tuple[str, ...]:
+    """Paths that this machine and build offer, best first; empty where there is no library, and see `why_not`."""
+    library = _library()
+    return () if isinstance(library, str) else tuple(library.agmm_paths().decode().split())
+
+
+def why_not() -> str:
+    """Why there are no native kernels; empty where there are."""
+    library = _library()
+    return library if isinstance(library, str) else ""
+
+
+class NativeNetwork:
+    """A packed network in the compiled kernels, with memory and threads of its own.
+
+    It holds copies of all weights. Several Python threads may call it: they take turns. In a child process made by
+    fork it computes on one thread.
+
+    Args:
+        description: what the network is.
+        tensors: by the names and of the shapes of `description.shapes()`.
+        threads: share a batch's images, or an image's rows where there are fewer images.
+        path: one of `available()`; default AGMM_KERNELS of the environment, or the best.
+
+    Raises:
+        ValueError: for a path or number of threads that is not possible, or tensors that are not the description's.
+        RuntimeError: where there are no kernels.
+        MemoryError: where there is not enough memory; also from running.
+
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        threads: int = 1,
+        path: str | None = None,
+    ) -> None:
+        self.description, self.threads, self.path = description, _checked_threads(threads), _checked_path(path)
+        self._lib, self._lock, handle = _loaded(), threading.Lock(), ctypes.c_void_p()
+        struct, kept = fill(description, tensors, self.threads, self.path)
+        _raise_for(self._lib.agmm_create(ctypes.byref(struct), ctypes.byref(handle)))
+        del kept  # arrays that the struct points into
+        self._handle = handle
+        self._finalizer = weakref.finalize(self, self._lib.agmm_free, handle)
+
+    def run(self, images: ArrayLike) -> NDArray[np.float32]:
+        """Mean logits over T, float32 `[B, K]`, of normalised images `[B, H, W, C]` or frames `[B, T, H, W, C]`.
+
+        Any H and W; memory is kept for the last. Raises ValueError for another shape, or values that are not finite.
+        """
+        return self._run(images, None)
+
+    def run_counted(self, images: ArrayLike) -> tuple[NDArray[np.float32], Counts]:
+        """As `run`, and what the inference did."""
+        counts_N3 = np.zeros((len(self.description.blocks), 3), np.int64)
+        logits = self._run(images, counts_N3.ctypes.data)
+        neurons, spikes, arrivals = counts_N3.T.tolist()
+        outputs = [block.out_channels for block in self.description.blocks]
+        return logits, Counts(neurons, spikes, [a * o for a, o in zip(arrivals, outputs, strict=True)])
+
+    @property
+    def memory(self) -> int:
+        """Bytes beside the weights, of all threads, since the last run."""
+        return int(self._lib.agmm_memory(self._handle))
+
+    def _run(self, images: ArrayLike, counts: int | None) -> NDArray[np.float32]:
+        batch = _checked_images(np.ascontiguousarray(images, np.float32), self.description)
+        logits = np.empty((len(batch), self.description.num_classes), np.float32)
+        height, width = batch.shape[-3:-1]
+        with self._lock:
+            status = self._lib.agmm_run(
+                self._handle, batch.ctypes.data, len(batch), height, width, logits.ctypes.data, counts
+            )
+        _raise_for(status)
+        return logits
+
+
+class BinaryConvolution:
+    """One binary 3x3 convolution with zero padding of 1, by itself: for tests, checks and measurements.
+
+    Args:
+        signs_O33B: an artifact's bits, uint8 `[O, 3, 3, ceil(I / 8)]`.
+        in_channels: I.
+        stride: 1 or 2.
+        pooled: whether inputs are 0 to 4, not 0 and 1; `9 * I` times that must fit 16 bits.
+        threads, path: see `NativeNetwork`, also for what is raised.
+
+    """
+
+    def __init__(
+        self,
+        signs_O33B: NDArray[np.uint8],
+        in_channels: int,
+        stride: int = 1,
+        *,
+        pooled: bool = False,
+        threads: int = 1,
+        path: str | None = None,
+    ) -> None:
+        _check_layer(signs_O33B, in_channels, stride, POOLED if pooled else 1)
+        signs, handle = np.ascontiguousarray(signs_O33B), ctypes.c_void_p()
+        self.shape, self.stride, self.most = (len(signs), in_channels), stride, POOLED if pooled else 1
+        self.path = _checked_path(path)
+        self._lib, self._lock = _loaded(), threading.Lock()
+        sizes = (*self.shape, stride, 3 if pooled else 1)
+        _raise_for(
+            self._lib.agmm_layer_create(
+                self.path.encode(), _checked_threads(threads), signs.ctypes.data, *sizes, ctypes.byref(handle)
+            )
+        )
+        self._handle = handle
+        self._finalizer = weakref.finalize(self, self._lib.agmm_layer_free, handle)
+
+    def __call__(self, x_NHWI: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """Values 0 to `most` `[N, H, W, I]` to exact sums `[N, H', W', O]`. Raises ValueError for anything else."""
+        x = np.ascontiguousarray(x_NHWI)
+        outs, ins = self.shape
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != ins or not all(0 < s <= _MOST_SIDE for s in x.shape[:3]):
+            raise ValueError(f"Need uint8 [N, H, W, {ins}], not empty; got {x.dtype} {list(x.shape)}.")
+        number, height, width, _ = x.shape
+        out = np.empty((number, -(-height // self.stride), -(-width // self.stride), outs), np.int16)
+        with self._lock:
+            status = self._lib.agmm_layer_run(self._handle, x.ctypes.data, number, height, width, out.ctypes.data)
+        if status == _TOO_LARGE:
+            raise ValueError(f"Values are 0 to {self.most}, got {x.max()}.")
+        _raise_for(status)
+        return out
+
+
+def binary_convolution(
+    x_NHWI: NDArray[np.uint8],
+    signs_O33B: NDArray[np.uint8],
+    stride: int = 1,
+    *,
+    path: str | None = None,
+    threads: int = 1,
+) -> NDArray[np.int32]:
+    """`BinaryConvolution` once, of values 0 to 4: int32 `[N, H', W', O]`."""
+    pooled = bool(x_NHWI.max(initial=0) > 1)
+    layer = BinaryConvolution(signs_O33B, x_NHWI.shape[-1], stride, pooled=pooled, threads=threads, path=path)
+    return layer(x_NHWI).astype(np.int32)
+
+
+def multiply_adds(rounds: int, *, path: str | None = None) -> int:
+    """Do float32 multiply-adds in registers, on one thread; returns how many: what measures a processor's peak."""
+    lib, half = _loaded(), ctypes.c_float(0.5)
+    return int(lib.agmm_multiply_adds(_checked_path(path).encode(), rounds, ctypes.byref(half)))
+
+
+@cache
+def _library() -> Library | str:
+    """The library, or why there is none."""
+    if named := os.environ.get(LIBRARY_VARIABLE):
+        return open_library(Path(named))
+    here = Path(__file__).parent
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := here / f"_kernels{suffix}").exists()]
+    if not found:
+        return "they were not compiled at installation: install a C++ compiler, then run `pip install` again"
+    return open_library(found[0])
+
+
+def open_library(path: Path) -> Library | str:
+    """A compiled library, or why it cannot be used."""
+    try:
+        library = bind(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded: {error}"
+    if library.agmm_abi() != ABI:
+        return f"{path} was compiled from other sources than these: run `pip install` again"
+    return library
+
+
+def _loaded() -> Library:
+    if reason := why_not():
+        raise RuntimeError(f"There are no native kernels: {reason}.")
+    return _library()
+
+
+def _checked_path(path: str | None) -> str:
+    _loaded()
+    known = available()
+    chosen = path or os.environ.get(VARIABLE) or known[0]
+    if chosen not in known:
+        raise ValueError(f"Unknown kernels {chosen!r}. This machine has: {', '.join(known)}.")
+    return chosen
+
+
+def _checked_threads(threads: int) -> int:
+    if not 1 <= threads <= _MOST_THREADS:
+        raise ValueError(f"threads must be 1 to {_MOST_THREADS}, got {threads}.")
+    return int(threads)
+
+
+def _checked_images(batch: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
+    steps = (description.time_steps,) if description.input.frames else ()
+    axes = ["B", *map(str, steps), "H", "W", str(description.input.channels)]
+    fits = batch.ndim == len(axes) and batch.shape[-1] == description.input.channels and batch.shape[1:-3] == steps
+    if not fits or not all(1 <= side <= _MOST_SIDE for side in batch.shape[-3:-1]):
+        raise ValueError(
+            f"{description.name} takes [{', '.join(axes)}] with H and W of 1 to {_MOST_SIDE}, got {list(batch.shape)}."
+        )
+    if not np.isfinite(batch).all():
+        raise ValueError("The images have values that are not finite. Look at where they were normalised.")
+    return batch
+
+
+def _check_layer(signs: NDArray[Any], in_channels: int, stride: int, most: int) -> None:
+    wanted = (3, 3, -(-in_channels // 8))
+    if signs.dtype != np.uint8 or signs.ndim != 4 or signs.shape[1:] != wanted or 0 in signs.shape:
+        raise ValueError(f"{in_channels} channels need uint8 signs [O, 3, 3, {wanted[2]}], got {list(signs.shape)}.")
+    if stride not in (1, 2):
+        raise ValueError(f"A stride is 1 or 2, got {stride}.")
+    if 9 * most * in_channels > np.iinfo(np.int16).max:
+        raise ValueError(f"{in_channels} channels of values up to {most} sum to more than 16 bits hold.")
+
+
+def _raise_for(status: int) -> None:
+    if status:
+        raise MemoryError("Not enough memory for the network. Use fewer threads or smaller images.")
