@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from agmm.packed.picture import to_rgb
 from pipelines.data.beton import LARGEST_IMAGE, LARGEST_SIDE
 from pipelines.data.layout import JPG, RAW
 
 _JPEG_QUALITY = 95
 _JPEG_FORMATS = ("JPEG", "MPO")
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class BrokenImage(ValueError):
@@ -86,23 +86,12 @@ def _decode(payload: bytes) -> Prepared:
         width, height = image.size
         converted = None if image.mode == "RGB" else image.mode
         if image.format not in _JPEG_FORMATS:
-            return Prepared(RAW, height, width, np.asarray(_to_rgb(image)), converted)
+            return Prepared(RAW, height, width, np.asarray(to_rgb(image)), converted)
         if converted is None:
             return Prepared(JPG, height, width, payload)
         out = io.BytesIO()
-        _to_rgb(image).save(out, "JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4")
+        to_rgb(image).save(out, "JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4")
         return Prepared(JPG, height, width, out.getvalue(), converted)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT or image.mode == "I":
-        # Pillow's own conversion would clip 16 bits at 255.
-        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise BrokenImage("floating-point pixels, which have no agreed range; convert the file to 8 bits")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _checked(prepared: Prepared) -> Prepared:
