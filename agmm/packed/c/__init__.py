@@ -1,0 +1,4 @@
+"""A packed network as one file of C99 that depends on nothing: for processors that run no Python."""
+
+from agmm.packed.c.source import CSource as CSource
+from agmm.packed.c.source import write_c as write_c
