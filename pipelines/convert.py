@@ -7,21 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agmm.conversion import calibrate, rate_coded
 from pipelines.checkpoints.checkpoint import model_tensors
 from pipelines.config import DataConfig, ModelConfig
-from pipelines.data import plan
-from pipelines.data.beton import BetonReader
-from pipelines.data.manifest import beton_path, ensure_verified
+from pipelines.data.manifest import ensure_verified
+from pipelines.data.spread import spread
 from pipelines.data.staging import data_folder
-from pipelines.data.torch_loader import TorchEngine
 from pipelines.errors import ServiceError, UserError
 from pipelines.network import normalise
-from pipelines.progress import Progress, Say
+from pipelines.progress import Say
 from pipelines.registry import Model, ModelCard, load_model, write_model
 from pipelines.version import code_version
 
@@ -85,20 +82,9 @@ def _refuse_what_has_no_rate(model: Model) -> None:
 
 
 def _calibration_batches(folder: Path, data: DataConfig, images: int) -> Iterator[Tensor]:
-    """Normalised training images as evaluation would cut them, evenly spaced, for files may be sorted by class."""
-    path = beton_path(folder, "train")
-    reader = BetonReader(path)
-    table = plan.new_table(len(reader))
-    plan.fill_evaluation_plan(table, reader.sizes, data.crop_ratio)
-    ids = np.unique(np.linspace(0, len(reader) - 1, min(images, len(reader))).astype(np.int64))
-    engine = TorchEngine(path, table, resolution=data.resolution, batch_size=data.batch_size, threads=1)
-    try:
-        with Progress(len(ids), "calibrate", "image") as progress:
-            for batch in engine.images(ids, data.resolution):
-                yield normalise(batch, data, torch.device("cpu"))
-                progress.advance(len(batch))
-    finally:
-        engine.close()
+    """Normalised training images as evaluation would cut them."""
+    for batch, _ in spread(folder, "train", data, images, "calibrate"):
+        yield normalise(batch, data, torch.device("cpu"))
 
 
 def _card(card: ModelCard, time_steps: int) -> ModelCard:

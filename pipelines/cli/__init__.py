@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines.cli import benchmarks, checkpoints, data, models, runs, services, tune
+from pipelines.cli import benchmarks, checkpoints, data, export, models, runs, services, tune
 from pipelines.cli.output import say
 from pipelines.tracking import signals
 
@@ -38,6 +38,8 @@ for _command in (
     runs.landscape,
     checkpoints.checkpoints,
     models.models,
+    export.export,
+    export.predict,
     benchmarks.bench,
     services.submit,
     services.jobs,
