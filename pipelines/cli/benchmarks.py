@@ -84,6 +84,24 @@ def bench_tune(
     _print(measure(config, sizes, out or home() / "bench-tune", processes, say), as_json)
 
 
+@bench.command("inference")
+@click.option("--rounds", type=click.IntRange(4, 1000), default=15, show_default=True, help="Timings of each.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Cores, one thread each.")
+@click.option("--layers/--no-layers", default=True, help="The convolutions of a ResNet-18 alone.")
+@click.option("--networks/--no-networks", default=True, help="Whole networks at batch 1.")
+@JSON
+def bench_inference(rounds: int, threads: int, layers: bool, networks: bool, as_json: bool) -> None:
+    """Packed networks, and their convolutions alone, against torch in float32, bfloat16 and int8, and onnxruntime."""
+    from pipelines.benchmarks.inference import NETWORKS
+    from pipelines.benchmarks.inference import bench as measure
+
+    result = measure(rounds, threads, layers=layers, networks=NETWORKS if networks else ())
+    _print(result, as_json)
+    if not as_json:
+        words = ("processor", "kernels", "threads", "rounds", "python", "torch", "numpy", "onnxruntime")
+        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(result, as_json)
