@@ -6,8 +6,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines import cli
+from pipelines.config.search import TuneConfig
+from pipelines.config.section import parse_section
 from pipelines.recipe import recipe_names, recipe_text
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +36,14 @@ def test_documented_commands_parse(line):
         name, command, words = command.resolve_command(context, words)
         assert command is not None, name
     command.make_context(command.name, words, parent=context)
+
+
+def test_the_documented_search_is_one():
+    section = README[README.index("## Searching") :]
+    block = re.search(r"\n((?:    .*\n)+)", section)[1]
+    tune = parse_section(TuneConfig, yaml.safe_load(block)["tune"], origin="README.md", what="search")
+    defaults = TuneConfig()
+    assert (tune.trials, tune.scheduler, tune.space.leak) == (defaults.trials, defaults.scheduler, defaults.space.leak)
 
 
 def test_documented_recipes_exist():
