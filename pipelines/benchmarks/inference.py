@@ -1,28 +1,17 @@
 """Packed networks against torch, side by side: each layer shape of a ResNet-18, and whole networks at batch 1.
 
-Everything runs pinned to as many cores as it has threads, in rounds in which each contender runs once, for long enough
-to be timed, so that what else the machine does hits all of them. Figures are medians over rounds, a ratio is the median
-of the rounds' own ratios, and the spread is that of these ratios; beside them is the core's float32 peak, as the
-same rounds found it.
-
-Peers get their best layout and no work that a deployment would not have: signs and scales are computed before, the
-convolution is `channels_last`.
+See `race` for how. Peers get their best layout and no work that a deployment would not have: signs and scales are
+computed before, the convolution is `channels_last`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import platform
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -41,6 +30,7 @@ from agmm.packed.native import NativeNetwork
 from agmm.packed.pack import About, pack
 from agmm.packed.reference import pack_signs
 from pipelines.benchmarks import circumstances, row
+from pipelines.benchmarks.race import PEAK, Contender, machine, paired, peak, pinned, race
 from pipelines.errors import UserError
 from pipelines.progress import Progress
 
@@ -49,8 +39,6 @@ STEPS = 4
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
 # A share of neurons that fire, as trained networks have it here (0.1 to 0.4).
 _FIRING = 0.25
-_LONG_ENOUGH_S = 0.02  # of one contender in one round
-_PEAK = "float32 peak"
 
 
 @dataclass(frozen=True)
@@ -66,40 +54,6 @@ class Network:
 NETWORKS = (Network("agmm_resnet18", 4, 224, 1000), Network("agmm_resnet19", 2, 32, 10))
 
 
-@dataclass
-class Contender:
-    """Something timed: `work` once, again and again. `seconds` has one mean a round.
-
-    work_done: of one time, where it is not what the others do.
-    """
-
-    name: str
-    work: Callable[[], object]
-    work_done: float | None = None
-    seconds: list[float] = field(default_factory=list)
-    repeats: int = 1
-
-    def prepare(self) -> None:
-        """Warm up, and find out how often it has to run to be timed."""
-        for _ in range(2):
-            began = time.perf_counter()
-            self.work()
-            once = time.perf_counter() - began
-        self.repeats = max(1, round(_LONG_ENOUGH_S / once))
-
-    def run(self) -> None:
-        """One round."""
-        began = time.perf_counter()
-        for _ in range(self.repeats):
-            self.work()
-        self.seconds.append((time.perf_counter() - began) / self.repeats)
-
-    @property
-    def typical(self) -> float:
-        """Seconds, the median over rounds."""
-        return median(self.seconds)
-
-
 @torch.inference_mode()
 def bench(rounds: int, threads: int, *, layers: bool = True, networks: Sequence[Network] = NETWORKS) -> dict[str, Any]:
     """Rows of every comparison, the hardware and the versions. `ratio`: so many times as fast as the peer.
@@ -108,47 +62,17 @@ def bench(rounds: int, threads: int, *, layers: bool = True, networks: Sequence[
     """
     if why := native.why_not():
         raise UserError(f"There are no native kernels to measure: {why}.")
-    groups = [_layer(*shape, threads) for shape in LAYERS] if layers else []
-    rows: list[dict[str, Any]] = []
-    with _pinned(threads), Progress(rounds * (len(groups) + len(networks)), "measure", "round") as progress:
-        for name, macs, contenders in groups:
-            _race(contenders, rounds, progress)
+    shapes, rows = LAYERS if layers else (), list[dict[str, Any]]()
+    with pinned(threads), Progress(rounds * (len(shapes) + len(networks)), "measure", "round") as progress:
+        for shape in shapes:
+            name, macs, contenders = _layer(*shape, threads)
+            race(contenders, rounds, progress)
             rows += _layer_rows(name, macs, contenders)
         for network in networks:
             contenders, memory = _network(network, threads)
-            _race(contenders, rounds, progress)
+            race(contenders, rounds, progress)
             rows += _network_rows(network, contenders, memory)
-    return {"rows": rows, **circumstances(), "threads": threads, "rounds": rounds, **_machine()}
-
-
-def _race(contenders: Sequence[Contender], rounds: int, progress: Progress) -> None:
-    for contender in contenders:
-        contender.prepare()
-    for _ in range(rounds):
-        for contender in contenders:
-            contender.run()
-        progress.advance()
-
-
-@contextmanager
-def _pinned(threads: int) -> Iterator[None]:
-    """This process on so many cores, and torch with as many threads."""
-    cores, before = os.sched_getaffinity(0), torch.get_num_threads()
-    if threads > len(cores):
-        raise UserError(f"--threads {threads} wants as many cores, and {len(cores)} are there.")
-    os.sched_setaffinity(0, sorted(cores)[-threads:])
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(before)
-
-
-def _peak() -> Contender:
-    """What one core can do at the most in float32: multiply-adds that never leave its registers."""
-    rounds = 100_000
-    return Contender(_PEAK, lambda: native.multiply_adds(rounds), native.multiply_adds(rounds) / 1e9)
+    return {"rows": rows, **circumstances(), "threads": threads, "rounds": rounds, **machine()}
 
 
 def _layer(channels: int, side: int, threads: int) -> tuple[str, float, list[Contender]]:
@@ -163,7 +87,7 @@ def _layer(channels: int, side: int, threads: int) -> tuple[str, float, list[Con
         Contender("float32", _torch_convolution(spikes, signs, torch.float32)),
         Contender("bfloat16", _torch_convolution(spikes, signs, torch.bfloat16)),
         Contender("int8", _int8_convolution(spikes, signs)),
-        _peak(),
+        peak(),
     ]
     return f"{channels} channels, {side} x {side}, T = {STEPS}", STEPS * side**2 * channels**2 * 9, contenders
 
@@ -188,21 +112,11 @@ def _int8_convolution(spikes: Tensor, signs: Tensor) -> Callable[[], object]:
 
 def _layer_rows(name: str, macs: float, contenders: Sequence[Contender]) -> list[dict[str, Any]]:
     return [
-        _paired(
+        paired(
             f"{name}: packed by {peer.name}", contenders[0], peer, "GMAC/s", macs / 1e9, peer.work_done or macs / 1e9
         )
         for peer in contenders[1:]
     ]
-
-
-def _paired(
-    name: str, ours: Contender, peer: Contender, unit: str, work: float = 1.0, peer_work: float = 1.0
-) -> dict[str, Any]:
-    """A row of two rates, of so much work each, with the ratio as the rounds had it."""
-    ratios = [work / mine * theirs / peer_work for mine, theirs in zip(ours.seconds, peer.seconds, strict=True)]
-    low, typical, high = quantiles(ratios, n=4)
-    rates = row(name, work / ours.typical, unit, peer_work / peer.typical)
-    return rates | {"ratio": typical, "spread": (high - low) / typical}
 
 
 def _network(chosen: Network, threads: int) -> tuple[list[Contender], dict[str, float]]:
@@ -230,7 +144,7 @@ def _network(chosen: Network, threads: int) -> tuple[list[Contender], dict[str, 
         Contender("float32", lambda: plain(last)),
         Contender("bfloat16", bfloat16),
         *_onnxruntime(network, about, image.numpy(), threads),
-        _peak(),
+        peak(),
     ]
     if threads > 1:
         alone = NativeNetwork(packed.description, packed.tensors, threads=1)
@@ -284,25 +198,8 @@ def _network_rows(network: Network, contenders: Sequence[Contender], memory: dic
     name = f"{network.arch}, {network.side} px, T = {network.steps}, batch 1"
     ours = contenders[0]
     rows = [
-        _paired(f"{name}: packed by {peer.name}", ours, peer, "images/s")
-        for peer in contenders[1:]
-        if peer.name != _PEAK
+        paired(f"{name}: packed by {peer.name}", ours, peer, "images/s") for peer in contenders[1:] if peer.name != PEAK
     ]
     alone = row(f"{name}: packed, at best", 1e3 * min(ours.seconds), "ms")
     taken = row(f"{name}: memory by largest layer", memory["runtime"] / 1e6, "MB", memory["activations"] / 1e6)
     return [*rows, *(each | {"spread": None} for each in (alone, taken))]
-
-
-def _machine() -> dict[str, Any]:
-    """Hardware and versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="ascii").splitlines() if cpuinfo.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": named[0] if named else platform.processor(),
-        "kernels": native.available()[0],
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "onnxruntime": version("onnxruntime") if importlib.util.find_spec("onnxruntime") else "",
-    }

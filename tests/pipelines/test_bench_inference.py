@@ -6,7 +6,8 @@ import pytest
 
 from agmm.packed import native
 from pipelines.benchmarks import inference
-from pipelines.benchmarks.inference import Contender, Network
+from pipelines.benchmarks.inference import Network
+from pipelines.benchmarks.race import Contender, paired
 from pipelines.errors import UserError
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not())
@@ -30,7 +31,7 @@ def test_every_contender_is_timed_and_the_process_is_given_back():
 def test_a_ratio_is_the_median_of_the_rounds_own():
     ours, peer = Contender("packed", lambda: None), Contender("float32", lambda: None)
     ours.seconds, peer.seconds = [1.0, 2.0, 4.0, 1.0, 1.0], [2.0, 4.0, 8.0, 30.0, 2.0]  # the machine was busy twice
-    row = inference._paired("x", ours, peer, "GMAC/s", 6.0, 3.0)
+    row = paired("x", ours, peer, "GMAC/s", 6.0, 3.0)
     assert (row["ours"], row["peer"]) == (6.0, 0.75)
     assert row["ratio"] == 2 * 2.0
 
