@@ -1,7 +1,8 @@
 """`make demo`: the whole road on real images with the program's own commands, in its own home, leaving nothing running.
 
 Services up, Fashion-MNIST fetched and built, a binary spiking ResNet trained by two Ray workers through FFCV, tracked
-in MLflow, checkpoints in S3, the model promoted, loaded back by its alias and evaluated on every test image.
+in MLflow, checkpoints in S3, the model promoted, loaded back by its alias, evaluated on every test image, and exported
+to a file of 1-bit weights that answers as it does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipelines.progress import clock
 
 RECIPE, DATASET = "fashion_mnist_resnet18", "fashion-mnist"
 HOME = Path(".agmm/demo").absolute()
+PACKED = HOME / "fashion_mnist_resnet18.safetensors"
 ANY_PORT = [word for service in ("s3", "mlflow", "dashboard", "ray") for word in (f"--{service}-port", "0")]
 
 
@@ -37,6 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         trained = json.loads(_agmm("train", RECIPE, *arguments, "--json", show=False))
         _agmm("models", "promote", RECIPE, "--to", "champion")
         served = json.loads(_agmm("evaluate", f"models:/{RECIPE}@champion", "--json", show=False))
+        PACKED.unlink(missing_ok=True)
+        exported = json.loads(
+            _agmm("export", f"models:/{RECIPE}@champion", "--to", "packed", "--out", str(PACKED), "--json", show=False)
+        )
         _agmm("submit", "--", "agmm", "models", "list")
         _agmm("status")
     except CommandFailed as error:
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     finally:
         _agmm("down", check=False)
-    print(_summary(trained, served, time.monotonic() - started))
+    print(_summary(trained, served, exported, time.monotonic() - started))
     return 0
 
 
@@ -69,12 +75,14 @@ def _without_services() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
 
 
-def _summary(trained: dict[str, Any], served: dict[str, Any], seconds: float) -> str:
+def _summary(trained: dict[str, Any], served: dict[str, Any], exported: dict[str, Any], seconds: float) -> str:
     return f"""
 A binary spiking ResNet-18 (1-bit weights, 0/1 spikes, T = 2) on Fashion-MNIST
   accuracy     {served["top1"]:.2%} top-1 on all {served["count"]:.0f} test images, loaded back as {served["model"]}
   training     {trained["images_per_second"]:.0f} images/s; {trained["flips"]:.2%} of signs flipped in the last epoch
   model        {served["size_mb"]:.3f} MB at one bit a binary weight, registered as {trained["model"]}
+  1-bit file   {exported["file"]}: {exported["size_bytes"] / 1e6:.3f} MB,
+               all {exported["equal_integers"]:,} integers of {exported["compared"]} images as in training
   checkpoint   {trained["checkpoint"]}
   run          {trained["run_id"]} in MLflow
   took         {clock(seconds)}
