@@ -28,25 +28,23 @@ inline uint64_t bits_of_bytes(const uint8_t* x, uint8_t bits) {
 
 constexpr int kPixels = 12;  // x 2 accumulators of 8 channels: 24 of 32 registers
 
-// 8 output channels x 64 input channels a register: [out16 / 16, 9 * words, 16], even channels first.
+// 8 output channels x 64 input channels a register: [out16 / 16, 9 * words, 16].
 size_t sign_words(int out_channels, int in_channels) {
     return round_up(out_channels, kGroup) * 9 * words_of(in_channels);
 }
 
 void pack_signs(const uint8_t* signs, int out_channels, int in_channels, uint64_t* weights) {
-    const auto place = [](size_t channel) { return channel / 2 + channel % 2 * 8; };
-    pack_by_words(signs, out_channels, in_channels, weights, place);
+    pack_by_words(signs, out_channels, in_channels, weights);
 }
 
-// 16 bits of each: even and odd channels next to each other are in order.
-inline __m256i dots_of(__m512i even, __m512i odd, int spikes) {
-    const __m256i both = _mm512_cvtepi64_epi32(_mm512_or_si512(even, _mm512_slli_epi64(odd, 16)));
-    return _mm256_sub_epi16(_mm256_slli_epi16(both, 1), _mm256_set1_epi16((int16_t)spikes));
+// Of two registers of 8 channels, the lowest 16 bits of each.
+inline __m256i dots_of(__m512i low, __m512i high, int spikes) {
+    alignas(64) static const int16_t lowest[32] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60};
+    const __m256i sums = _mm512_castsi512_si256(_mm512_permutex2var_epi16(low, _mm512_load_si512(lowest), high));
+    return _mm256_sub_epi16(_mm256_add_epi16(sums, sums), _mm256_set1_epi16((int16_t)spikes));
 }
 
-inline __m512i add_overlap(__m512i sum, __m512i signs, __m512i spikes) {
-    return _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_and_si512(signs, spikes)));
-}
+inline __m512i overlap(__m512i signs, __m512i spikes) { return _mm512_popcnt_epi64(_mm512_and_si512(signs, spikes)); }
 
 // Of the words of a window from its first: one loop over all of them is faster than one in another.
 struct Offsets {
@@ -63,21 +61,29 @@ struct Offsets {
 template <int P, bool kPlanes>
 inline void dot_block(const Dots& job, const Offsets& offsets, const uint64_t* const* windows, const uint64_t* weights,
                       const int32_t* spikes, int16_t* out) {
-    const uint64_t* s[P];
-    __m512i even[P], odd[P];
-    AGMM_EACH(p, P, s[p] = windows[p]; even[p] = odd[p] = _mm512_setzero_si512());
-    const size_t out_pitch = job.out16, plane_pitch = job.plane;
-    for (int plane = kPlanes ? job.planes - 1 : 0; plane >= 0; --plane) {  // the heaviest first, doubled by the others
-        if (kPlanes) AGMM_EACH(p, P, even[p] = _mm512_slli_epi64(even[p], 1); odd[p] = _mm512_slli_epi64(odd[p], 1));
-        const uint64_t* b = weights;
-        for (const size_t *offset = offsets.begin, *end = offsets.end; offset < end; ++offset, b += kGroup) {
+    const uint64_t *s[P], *b = weights;
+    __m512i low[P], high[P];
+    const size_t *offset = offsets.begin, out_pitch = job.out16, plane_pitch = job.plane;
+    int plane = kPlanes ? job.planes - 1 : 0;
+    {  // the first word begins the sums: to add it to zeros would cost a tenth of a convolution of 64 channels
+        const size_t at = *offset++ + plane * plane_pitch;
+        const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 8);
+        AGMM_EACH(p, P, s[p] = windows[p]; const __m512i word = _mm512_set1_epi64((int64_t)s[p][at]);
+                  low[p] = overlap(b0, word); high[p] = overlap(b1, word));
+        b += kGroup;
+    }
+    for (;; offset = offsets.begin, b = weights) {
+        for (const size_t* end = offsets.end; offset < end; ++offset, b += kGroup) {
             const size_t at = *offset + plane * plane_pitch;
             const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 8);
             AGMM_EACH(p, P, const __m512i word = _mm512_set1_epi64((int64_t)s[p][at]);
-                      even[p] = add_overlap(even[p], b0, word); odd[p] = add_overlap(odd[p], b1, word));
+                      low[p] = _mm512_add_epi64(low[p], overlap(b0, word));
+                      high[p] = _mm512_add_epi64(high[p], overlap(b1, word)));
         }
+        if (!kPlanes || plane-- == 0) break;  // the heaviest first, doubled by the others
+        AGMM_EACH(p, P, low[p] = _mm512_slli_epi64(low[p], 1); high[p] = _mm512_slli_epi64(high[p], 1));
     }
-    AGMM_EACH(p, P, _mm256_storeu_si256((__m256i*)(out + p * out_pitch), dots_of(even[p], odd[p], spikes[p])));
+    AGMM_EACH(p, P, _mm256_storeu_si256((__m256i*)(out + p * out_pitch), dots_of(low[p], high[p], spikes[p])));
 }
 
 template <int P, bool kPlanes>
@@ -92,14 +98,13 @@ inline void dot_block_of(int count, const Dots& job, const Offsets& offsets, int
 
 void dots(const Dots& job) {
     Offsets offsets(job);
-    const int blocks = (job.count + kPixels - 1) / kPixels;
     for (int column = 0; column < job.out16; column += kGroup) {
-        for (int block = 0; block < blocks; ++block) {
-            const int first = split(job.count, block, blocks), last = split(job.count, block + 1, blocks);
+        for (int first = 0; first < job.count; first += kPixels) {
+            const int count = job.count - first < kPixels ? job.count - first : kPixels;
             if (job.planes > 1)
-                dot_block_of<kPixels, true>(last - first, job, offsets, first, column);
+                dot_block_of<kPixels, true>(count, job, offsets, first, column);
             else
-                dot_block_of<kPixels, false>(last - first, job, offsets, first, column);
+                dot_block_of<kPixels, false>(count, job, offsets, first, column);
         }
     }
 }

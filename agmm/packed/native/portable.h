@@ -20,7 +20,7 @@ size_t sign_words(int out_channels, int in_channels) {
 }
 
 void pack_signs(const uint8_t* signs, int out_channels, int in_channels, uint64_t* weights) {
-    pack_by_words(signs, out_channels, in_channels, weights, [](size_t channel) { return channel; });
+    pack_by_words(signs, out_channels, in_channels, weights);
 }
 
 // Set bits of each byte: 0..8. The compiler makes vectors of it.

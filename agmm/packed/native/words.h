@@ -26,13 +26,12 @@ void each_sign_word(const uint8_t* signs, int out_channels, int in_channels, Tak
     }
 }
 
-// [out16 / 16, 9 * words, 16]: what the paths that count the bits of words read; place(channel) within its 16.
-template <typename Place>
-void pack_by_words(const uint8_t* signs, int out_channels, int in_channels, uint64_t* weights, Place place) {
+// [out16 / 16, 9 * words, 16]: what the paths that count the bits of words read.
+inline void pack_by_words(const uint8_t* signs, int out_channels, int in_channels, uint64_t* weights) {
     const size_t taps = 9 * words_of(in_channels);
     std::memset(weights, 0, round_up(out_channels, kGroup) * taps * sizeof(uint64_t));
     each_sign_word(signs, out_channels, in_channels, [&](size_t o, size_t k, uint64_t word) {
-        weights[(o / kGroup * taps + k) * kGroup + place(o % kGroup)] = word;
+        weights[(o / kGroup * taps + k) * kGroup + o % kGroup] = word;
     });
 }
 
