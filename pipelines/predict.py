@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from agmm.metrics.energy import energy_mj
 from agmm.packed import Measured, Refused, Runtime, load, native
 from agmm.packed.picture import fit, open_picture
-from pipelines.errors import UserError
+from agmm.packed.runtime import REFERENCE
+from pipelines.errors import ServiceError, UserError
 from pipelines.progress import Say
 
 # Those of `agmm.metrics.energy` that count operations alone: how often a runtime reads its weights is its own affair.
@@ -31,19 +32,23 @@ def predict_files(
 
     Raises:
         UserError: for a file that is no artifact, or not what the artifact takes.
+        ServiceError: where there is not enough memory.
 
     """
     runtime = _runtime(artifact, threads, kernels)
     if kernels is None and (why := native.why_not()):
         say(f"no native kernels, so the reference runs, slowly: {why}")
     inputs = [_input(path, runtime) for path in files]  # a mistake in the last is told before the first is predicted
-    runtime(inputs[0][None])  # buffers are made for the first
-    return [_row(path, runtime, pixels, top) for path, pixels in zip(files, inputs, strict=True)]
+    try:
+        runtime(inputs[0][None])  # buffers are made for the first
+        return [_row(path, runtime, pixels, top) for path, pixels in zip(files, inputs, strict=True)]
+    except MemoryError as error:
+        raise ServiceError(f"There is not enough memory to run {artifact}. Use fewer --threads.") from error
 
 
 def _runtime(artifact: Path, threads: int, kernels: str | None) -> Runtime:
     try:
-        return load(artifact, threads=threads, kernels=kernels)
+        return load(artifact, threads=threads, kernels=kernels or (REFERENCE if native.why_not() else None))
     except Refused as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -56,12 +61,14 @@ def _runtime(artifact: Path, threads: int, kernels: str | None) -> Runtime:
 
 def _input(path: Path, runtime: Runtime) -> NDArray[np.uint8]:
     taken = runtime.description.input
+    if not taken.frames and taken.channels != 3:
+        raise UserError(f"The network takes images of {taken.channels} channels, and {path} is read as RGB.")
     try:
         if not taken.frames:
             return fit(open_picture(path), taken)
         frames = np.lib.format.open_memmap(path, mode="r")  # maps: a header that lies costs no memory
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read as an input: {error}") from error
+    except Exception as error:  # NumPy parses a header as Python, and raises whatever that stumbles on
+        raise UserError(f"{path} cannot be read as an input: {type(error).__name__}: {error}") from error
     wanted = [runtime.description.time_steps, taken.channels, taken.height, taken.width]
     if frames.dtype != np.uint8 or list(frames.shape) != wanted:
         raise UserError(f"{path} must hold uint8 frames {wanted}, got {frames.dtype} {list(frames.shape)}.")

@@ -25,6 +25,8 @@ from agmm.packed.files import shown, whole
 
 # ResNet-18 for ImageNet has 4.3 MB; a file past this is no artifact of this program.
 LARGEST = 1 << 30
+# A thousand blocks and ten thousand classes take a fourth of this, and parsing a header 30 times its size.
+_LARGEST_HEADER = 1 << 22
 _KEY, _NO_DIGEST = "agmm_packed", "0" * 64
 _MARK = b'\\"sha256\\": \\"'
 _MOST = np.finfo(np.float32).max
@@ -117,6 +119,8 @@ def _digest_at(content: bytes, name: str) -> int:
     start = content.find(_MARK, 0, end) + len(_MARK)
     if len(content) < end or start < len(_MARK):
         raise Refused(f"{name} is no packed network, or is cut short. `agmm export MODEL --to packed` writes one.")
+    if end > _LARGEST_HEADER:
+        raise Refused(f"{name} has a header of {end} bytes; an artifact's has at most {_LARGEST_HEADER}.")
     return start
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT, VERSION = "agmm-packed", 1
 
 # Limits that no network of this family comes near; they bound what a hostile file can ask for.
 _MOST_CHANNELS, _MOST_BLOCKS, _MOST_SIDE, _MOST_STEPS = 1 << 14, 1 << 10, 1 << 14, 1 << 10
-_MOST_VALUES = 1 << 27  # of the input, or of one layer's output, over all steps: 512 MB in float32
+_MOST_VALUES = 1 << 26  # of the input, or of one layer's output, over all steps: 256 MB in float32
+_PADDED = 16  # channels, to a multiple of which the kernels keep them
 _Count = Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]
 # What float32 has, with room for products.
 _LARGEST_AMOUNT = 1e30
 _Amount = Annotated[float, Field(ge=1 / _LARGEST_AMOUNT, le=_LARGEST_AMOUNT)]
+_Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 _Text = Annotated[str, Field(max_length=1 << 12)]
 # Results of a binary convolution are kept in 16 bits.
 _MOST_SUM, _TAPS = (1 << 15) - 1, 9
@@ -36,12 +40,12 @@ class Neuron(_Part):
     leak: float = Field(ge=0, le=1)
     threshold: _Amount
     reset: Literal["hard", "soft"] = "hard"
-    start: float = Field(0.0, ge=-_LARGEST_AMOUNT)  # the membrane before the first step
+    start: float = Field(0.0, ge=-_LARGEST_AMOUNT, le=_LARGEST_AMOUNT)  # the membrane before the first step
     amplitude: _Amount = 1.0  # what a spike of it counts for in the layer behind
 
     @model_validator(mode="after")
     def _silent_at_rest(self) -> Neuron:
-        if self.start >= self.threshold:
+        if np.float32(self.start) >= np.float32(self.threshold):  # the kernels' type
             raise ValueError(f"a membrane must start below its threshold, got {self.start} and {self.threshold}")
         return self
 
@@ -119,8 +123,8 @@ class Input(_Part):
     width: int = Field(ge=1, le=_MOST_SIDE)
     frames: bool = False
     crop_ratio: float = Field(1.0, gt=0, le=1)
-    mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    mean: tuple[_Mean, ...] = ()
+    std: tuple[_Deviation, ...] = ()
 
     @model_validator(mode="after")
     def _is_normalised(self) -> Input:
@@ -168,7 +172,7 @@ class Description(_Part):
         return self
 
     def _most_values(self) -> int:
-        """Of the largest tensor: the input, the stem's output before its max-pool, or a block's output; T of each."""
+        """Of the largest tensor as it is kept: input, stem's output before its max-pool, or block's output, over T."""
         rows, columns = self.input.height, self.input.width
         layers: list[tuple[int, int]] = [(self.input.channels, 1), (self.stem.channels, self.stem.stride)]
         layers.append((self.stem.channels, 2 if self.stem.max_pool else 1))
@@ -176,7 +180,7 @@ class Description(_Part):
         most = 0
         for channels, shrink in layers:
             rows, columns = -(-rows // shrink), -(-columns // shrink)
-            most = max(most, channels * rows * columns)
+            most = max(most, -(-channels // _PADDED) * _PADDED * rows * columns)
         return most * self.time_steps
 
     @property

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from agmm.packed.abi import ABI, Library, bind, fill
 from agmm.packed.description import POOLED, Description
+from agmm.packed.files import shown
 from agmm.packed.reference import Counts
 
 # The path where none is asked for: a name of `available()`.
@@ -83,7 +84,8 @@ class NativeNetwork:
     def run(self, images: ArrayLike) -> NDArray[np.float32]:
         """Mean logits over T, float32 `[B, K]`, of normalised images `[B, H, W, C]` or frames `[B, T, H, W, C]`.
 
-        Any H and W; memory is kept for the last. Raises ValueError for another shape, or values that are not finite.
+        Any H and W; memory is kept for the largest so far. Raises ValueError for another shape, and for values that are
+        not finite.
         """
         return self._run(images, None)
 
@@ -97,7 +99,7 @@ class NativeNetwork:
 
     @property
     def memory(self) -> int:
-        """Bytes beside the weights, of all threads, since the last run."""
+        """Bytes beside the weights, of all threads, as the runs so far needed them."""
         return int(self._lib.agmm_memory(self._handle))
 
     def _run(self, images: ArrayLike, counts: int | None) -> NDArray[np.float32]:
@@ -153,7 +155,7 @@ class BinaryConvolution:
         x = np.ascontiguousarray(x_NHWI)
         outs, ins = self.shape
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != ins or not all(0 < s <= _MOST_SIDE for s in x.shape[:3]):
-            raise ValueError(f"Need uint8 [N, H, W, {ins}], not empty; got {x.dtype} {list(x.shape)}.")
+            raise ValueError(f"Need uint8 [N, H, W, {ins}], 1 to {_MOST_SIDE} of each; got {x.dtype} {list(x.shape)}.")
         number, height, width, _ = x.shape
         out = np.empty((number, -(-height // self.stride), -(-width // self.stride), outs), np.int16)
         with self._lock:
@@ -234,7 +236,8 @@ def _checked_images(batch: NDArray[np.float32], description: Description) -> NDA
     fits = batch.ndim == len(axes) and batch.shape[-1] == description.input.channels and batch.shape[1:-3] == steps
     if not fits or not all(1 <= side <= _MOST_SIDE for side in batch.shape[-3:-1]):
         raise ValueError(
-            f"{description.name} takes [{', '.join(axes)}] with H and W of 1 to {_MOST_SIDE}, got {list(batch.shape)}."
+            f"{shown(description.name)} takes [{', '.join(axes)}] with H and W of 1 to {_MOST_SIDE}, "
+            f"got {list(batch.shape)}."
         )
     if not np.isfinite(batch).all():
         raise ValueError("The images have values that are not finite. Look at where they were normalised.")

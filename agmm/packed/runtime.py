@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +19,7 @@ from agmm.packed import native, reference
 from agmm.packed.artifact import Artifact, read
 from agmm.packed.cost import mac_count
 from agmm.packed.description import Description, Input
+from agmm.packed.files import shown
 from agmm.packed.reference import Counts
 
 REFERENCE = "reference"
@@ -46,6 +51,9 @@ class Measured:
 class Runtime:
     """A packed network, ready to predict. Use `load`.
 
+    The native kernels copy the weights in their own layout; those of the artifact are not kept beside them. Without
+    native kernels the reference runs, with a RuntimeWarning unless it was asked for.
+
     Args:
         artifact: what to run.
         kernels: one of `native.available()`, or `reference`; default AGMM_KERNELS, or the fastest that is there.
@@ -57,18 +65,13 @@ class Runtime:
     """
 
     def __init__(self, artifact: Artifact, *, kernels: str | None = None, threads: int = 1) -> None:
-        self.artifact = artifact
-        self.kernels = _choose(kernels)
-        self._native = None
-        if self.kernels != REFERENCE:
-            self._native = native.NativeNetwork(
-                artifact.description, artifact.tensors, threads=threads, path=self.kernels
-            )
-
-    @property
-    def description(self) -> Description:
-        """What the network is."""
-        return self.artifact.description
+        self.description, self.kernels = artifact.description, _choose(kernels)
+        self._run_batch: Callable[[NDArray[np.float32]], tuple[NDArray[Any], Counts]]
+        if self.kernels == REFERENCE:
+            self._run_batch = partial(reference.run, artifact.description, artifact.tensors)
+        else:
+            network = native.NativeNetwork(self.description, artifact.tensors, threads=threads, path=self.kernels)
+            self._run_batch = network.run_counted
 
     def __call__(self, images: ArrayLike) -> NDArray[np.float32]:
         """uint8 images of the artifact's size to mean logits over T, float32 `[B, K]`.
@@ -95,12 +98,8 @@ class Runtime:
 
     def _run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float, Counts]:
         inputs, began = normalised(batch, self.description.input), time.perf_counter()
-        if self._native is not None:
-            logits, counts = self._native.run_counted(inputs)
-        else:
-            truth, counts = reference.run(self.description, self.artifact.tensors, inputs)
-            logits = truth.astype(np.float32)
-        return logits, time.perf_counter() - began, counts
+        logits, counts = self._run_batch(inputs)
+        return logits.astype(np.float32, copy=False), time.perf_counter() - began, counts
 
     @property
     def _chunk(self) -> int:
@@ -134,7 +133,10 @@ def normalised(batch: NDArray[np.uint8], taken: Input) -> NDArray[np.float32]:
 
 def _choose(kernels: str | None) -> str:
     known = (*native.available(), REFERENCE)
-    chosen = kernels or os.environ.get(native.VARIABLE) or known[0]
+    asked = kernels or os.environ.get(native.VARIABLE)
+    if not asked and known == (REFERENCE,):
+        warnings.warn(f"The reference runs, slowly: there are no native kernels: {native.why_not()}", RuntimeWarning, 4)
+    chosen = asked or known[0]
     if chosen not in known:
         why = f" No native ones: {native.why_not()}." if native.why_not() else ""
         raise ValueError(f"Unknown kernels {chosen!r}. Here are: {', '.join(known)}.{why}")
@@ -151,6 +153,6 @@ def _checked(images: ArrayLike, description: Description) -> NDArray[np.uint8]:
     if batch.dtype != np.uint8 or batch.shape[1:] not in axes:
         wanted = " or ".join(f"[any, {', '.join(map(str, shape))}]" for shape in axes)
         raise ValueError(
-            f"{description.name} takes uint8 values of shape {wanted}; got {batch.dtype} {list(batch.shape)}."
+            f"{shown(description.name)} takes uint8 values of shape {wanted}; got {batch.dtype} {list(batch.shape)}."
         )
     return batch.transpose(axes[batch.shape[1:]])

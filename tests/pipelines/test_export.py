@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from PIL import Image
 
 from agmm.packed import artifact, load, native
+from agmm.packed.c import Compiled, find_compiler
 from agmm.packed.verify import Differs
 from pipelines import cli, export
 from pipelines.checkpoints.checkpoint import model_tensors
 from pipelines.config import parse_config
 from pipelines.data.beton import BetonReader
 from pipelines.data.manifest import load_manifest
+from pipelines.export import bits
 from pipelines.loop.worker import run
 from pipelines.loop.world import Outside, World
 from pipelines.network import build_network
@@ -60,7 +63,7 @@ def test_a_model_is_exported_and_predicts(model, tiny_tree, tmp_path, capsys):
     assert told["largest_difference"] < 1e-9
     assert told["size_bytes"] == out.stat().st_size
     network = load(out)
-    assert network.artifact.digest == told["digest"]
+    assert artifact.read(out).digest == told["digest"]
     assert (network.description.name, network.description.classes) == ("tiny", ("red", "green", "blue"))
     assert network.description.source.weights_sha256 == read_model(folder, "").card.weights_sha256
     reader = BetonReader(f"{tiny_tree['data']['uri']}/val.beton")
@@ -100,7 +103,11 @@ def test_a_model_of_event_frames_is_exported_and_predicts(model, tmp_path, capsy
     np.savez(tmp_path / "more.npz", frames=np.zeros(3))
     with (tmp_path / "huge.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40,)})
-    for name in ("more.npz", "huge.npy"):
+    for text in ("{'descr': '|u1',", "  {", "(" * 999, "{'descr': 3}"):
+        (tmp_path / f"bad{len(text)}.npy").write_bytes(
+            b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode()
+        )
+    for name in ("more.npz", "huge.npy", *(path.name for path in tmp_path.glob("bad*"))):
         assert _agmm("predict", out, tmp_path / name) == 2
         assert f"{name} cannot be read as an input" in capsys.readouterr().err
 
@@ -109,7 +116,7 @@ def test_a_model_of_event_frames_is_exported_and_predicts(model, tmp_path, capsy
 def test_a_network_whose_values_overflow_names_no_class(model, tmp_path, capsys):
     out, image = tmp_path / "net.safetensors", tmp_path / "white.png"
     assert _agmm("export", model(), "--out", out, "--inputs", 1) == 0
-    packed = load(out).artifact
+    packed = artifact.read(out)
     loud = {name: packed.tensors[name] * np.float32(1e30) for name in ("stem.affine", "head.weight")}
     artifact.write(replace(packed, tensors=dict(packed.tensors) | loud), out)
     Image.new("RGB", (16, 16), "white").save(image)
@@ -185,7 +192,7 @@ def test_an_export_that_answers_otherwise_is_not_written(model, tmp_path, monkey
     def differ(*_):
         raise Differs("At stages.0.0.conv.")
 
-    monkeypatch.setattr(export, "verify", differ)
+    monkeypatch.setattr(bits, "verify", differ)
     assert _agmm("export", model(), "--out", tmp_path / "net.safetensors") == 1
     assert "is not exported. At stages.0.0.conv." in capsys.readouterr().err
     assert not (tmp_path / "net.safetensors").exists()
@@ -249,7 +256,12 @@ def test_from_the_registry_to_bits_and_to_c_with_the_same_classes(champion, tiny
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     bits, source, program = tmp_path / "net.safetensors", tmp_path / "net.c", tmp_path / "net"
     assert _agmm("export", uri, "--to", "packed", "--out", bits) == 0
-    assert _agmm("export", uri, "--to", "c", "--out", source) == 0
+    capsys.readouterr()
+    assert _agmm("export", uri, "--to", "c", "--out", source, "--json") == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["compiled_by"], checked["other_classes_c"]) == (Path(find_compiler()).name, 0)
+    assert checked["ram_bytes"] > 0
+    assert checked["flash_bytes"] > bits.stat().st_size // 2
     strict = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-DAGMM_MAIN"]
     subprocess.run([COMPILER, *strict, source, "-o", program, "-lm"], check=True)
     reader = BetonReader(tiny_data / "val.beton")
@@ -264,6 +276,21 @@ def test_from_the_registry_to_bits_and_to_c_with_the_same_classes(champion, tiny
     assert [row["classes"][0]["name"] for row in rows] == [names[best] for best in trained]
     told = subprocess.run([program], input=images.tobytes(), capture_output=True, check=True).stdout.decode()
     assert [int(line.split()[0]) for line in told.splitlines()] == trained.tolist()
+
+
+def test_c_that_answers_otherwise_is_not_written(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Compiled, "__call__", lambda _, inputs: np.full(len(inputs), -1))
+    assert _agmm("export", model(), "--to", "c", "--out", tmp_path / "net.c", "--inputs", 5) == 1
+    assert "The compiled C gives 5 of 5 inputs another class" in capsys.readouterr().err
+    assert not (tmp_path / "net.c").exists()
+
+
+def test_without_a_compiler_c_is_written_and_says_that_it_was_not_asked(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert _agmm("export", model(), "--to", "c", "--out", tmp_path / "net.c", "--inputs", 2, "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["other_classes_c"] is None
+    assert "there is no C compiler here" in told.err
 
 
 @pytest.mark.parametrize(("kind", "library"), [("onnx", "onnxruntime"), ("nir", "nir")])

@@ -16,12 +16,9 @@ from agmm.packed.c.tables import Tables, blocks, weights
 from agmm.packed.description import Description
 from agmm.packed.files import whole
 
-_WORDS_OF_C = re.compile(
-    "auto|break|case|char|const|continue|default|do|double|else|enum|extern|float|for|goto|if|inline|int|long|register|"
-    "restrict|return|short|signed|sizeof|static|struct|switch|typedef|union|unsigned|void|volatile|while"
-)
 _ARRAYS = re.compile(r"(block\d+|stem|head|input|tail)_\w+|names")
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,30}")
+# One word could be a function of the C library, or begin a macro of the file.
+_NAME = re.compile(r"classify|(?=.{3,31}$)[a-zA-Z][a-zA-Z0-9]*(_[a-zA-Z0-9]+)+")
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,11 @@ def _template() -> str:
 
 def _check_name(function: str) -> None:
     code = re.sub(r"/\*.*?\*/", "", _template(), flags=re.DOTALL)
-    taken = function in re.findall(r"\w+", code) or _WORDS_OF_C.fullmatch(function) or _ARRAYS.fullmatch(function)
+    taken = function in re.findall(r"\w+", code) or _ARRAYS.fullmatch(function)
     if taken or not _NAME.fullmatch(function):
         raise ValueError(
-            f"The C function cannot be called {function!r}. Use up to 31 letters, digits and underscores that begin "
-            "with a letter, and are no word of C or of the file's own: classify_digits, for example."
+            f"The C function cannot be called {function!r}. Use words of letters and digits, joined by underscores, of "
+            "up to 31 characters, that are none of the file's own: classify_digits, for example."
         )
 
 

@@ -1,6 +1,7 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 namespace agmm {

@@ -7,7 +7,6 @@ the other, and the logits then differ by more than rounding. Such an image must 
 import shutil
 import subprocess
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ from agmm.packed import reference
 from agmm.packed.artifact import Artifact
 from agmm.packed.c import write_c
 from agmm.packed.c.literals import comment, string
-from agmm.packed.description import Block, Description, Input, Neuron, Stem, Tail
 from agmm.packed.pack import pack
-from tests.agmm.packed.networks import NETWORKS, about, make_network
+from tests.agmm.packed.networks import NETWORKS, about, any_artifact, make_network
 
 COMPILER = shutil.which("cc")
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wtrigraphs"]
@@ -96,67 +94,6 @@ def test_c_answers_as_the_reference(name, tmp_path, monkeypatch):
     assert all(0 < fired < neurons for fired, neurons in zip(counts.spikes, counts.neurons, strict=True))
 
 
-def any_description(generator):
-    """One that no architecture of ours has: every choice that a description has, at random."""
-    frames, steps = bool(generator.integers(2)), int(generator.integers(1, 4))
-    sizes = [int(generator.choice([1, 2, 7, 31, 32, 33, 65])) for _ in range(5)]
-    norm = () if frames else tuple(generator.uniform(0.2, 0.8, 3))
-    tail = Tail(kind="spikes", neuron=any_neuron(generator), pool=bool(generator.integers(2)), grid=3)
-    return Description(
-        name="any",
-        arch="any",
-        time_steps=steps,
-        num_classes=3,
-        input=Input(channels=3, height=int(generator.integers(5, 20)), width=11, frames=frames, mean=norm, std=norm),
-        stem=Stem(
-            channels=sizes[0],
-            kernel=int(generator.choice([1, 3, 5, 7])),
-            stride=int(generator.integers(1, 3)),
-            max_pool=bool(generator.integers(2)),
-        ),
-        blocks=tuple(any_block(generator, *pair) for pair in pairwise(sizes)),
-        tail=tail if generator.integers(2) else Tail(kind="mean"),
-        norm_per_step=bool(generator.integers(2)),
-    )
-
-
-def any_neuron(generator):
-    reset = "soft" if generator.integers(2) else "hard"
-    leak, start, amplitude = generator.uniform(0.2, 0.9, 3)
-    return Neuron(leak=leak, threshold=1.0, reset=reset, start=start, amplitude=amplitude)
-
-
-def any_block(generator, ins, outs):
-    shortcut = str(generator.choice(["none", "projection"] + ["identity"] * 2 * (ins == outs)))
-    return Block(
-        in_channels=ins,
-        out_channels=outs,
-        stride=1 if shortcut == "identity" else int(generator.integers(1, 3)),
-        neuron=any_neuron(generator),
-        pool=shortcut == "none" and bool(generator.integers(2)),
-        gate=str(generator.choice(["none", "sample", "channel"])),
-        shortcut=shortcut,
-    )
-
-
-def any_tensor(generator, name, kind, shape):
-    if kind == "U8":
-        return generator.integers(0, 256, shape, dtype=np.uint8)
-    if name.endswith("affine"):
-        return generator.uniform([[[0.1]], [[-0.3]]], [[[0.5]], [[0.8]]], shape)
-    return (generator.normal(0, 1, shape) / np.sqrt(np.prod(shape[1:]))).astype({"F32": "f4", "F64": "f8"}[kind])
-
-
-def any_artifact(seed):
-    generator = np.random.default_rng(seed)
-    description = any_description(generator)
-    tensors = {name: any_tensor(generator, name, *shape) for name, shape in description.shapes().items()}
-    for number, block in enumerate(description.blocks):
-        signs = reference.unpack_signs(tensors[f"blocks.{number}.signs"], block.in_channels)
-        tensors[f"blocks.{number}.signs"] = reference.pack_signs(signs)  # without bits in the padding
-    return Artifact(description, tensors)
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_c_answers_as_the_reference_whatever_a_description_combines(seed, tmp_path, monkeypatch):
     artifact = any_artifact(seed)
@@ -176,8 +113,8 @@ HOSTILE = (
 )
 TWO_NETWORKS = """
 #define AGMM_DECLARATIONS_ONLY
-#include "digits.c"
-#include "letters.c"
+#include "first_digits.c"
+#include "of_letters.c"
 #include <stdio.h>
 
 static void show(const float *logits, int count)
@@ -188,16 +125,16 @@ static void show(const float *logits, int count)
 
 int main(int arguments, char **argument)
 {
-    static uint8_t input[DIGITS_BYTES];
-    float first[DIGITS_CLASSES], second[LETTERS_CLASSES];
+    static uint8_t input[FIRST_DIGITS_BYTES];
+    float first[FIRST_DIGITS_CLASSES], second[OF_LETTERS_CLASSES];
     (void)argument;
-    for (int k = -1; k <= LETTERS_CLASSES && arguments > 1; k++)
-        printf("%s\\f", letters_name(k));
+    for (int k = -1; k <= OF_LETTERS_CLASSES && arguments > 1; k++)
+        printf("%s\\f", of_letters_name(k));
     while (fread(input, 1, sizeof input, stdin) == sizeof input) {
-        digits_logits(input, first);
-        letters_logits(input, second);
-        show(first, DIGITS_CLASSES);
-        show(second, LETTERS_CLASSES);
+        first_digits_logits(input, first);
+        of_letters_logits(input, second);
+        show(first, FIRST_DIGITS_CLASSES);
+        show(second, OF_LETTERS_CLASSES);
     }
     return 0;
 }
@@ -212,11 +149,11 @@ def hostile(name):
 
 
 def test_two_networks_with_hostile_names_are_one_program(tmp_path, monkeypatch):
-    networks = {"digits": pack(make_network("vanilla"), about("vanilla")), "letters": hostile("channel_gate")}
+    networks = {"first_digits": pack(make_network("vanilla"), about("vanilla")), "of_letters": hostile("channel_gate")}
     sources = [write_c(network, tmp_path / f"{name}.c", name).path for name, network in networks.items()]
     (tmp_path / "main.c").write_text(TWO_NETWORKS)
     program = compiled(tmp_path / "both", tmp_path / "main.c", *sources)
-    raw, images = draw(networks["digits"].description, 4)
+    raw, images = draw(networks["first_digits"].description, 4)
     lines = subprocess.run([program], input=raw.tobytes(), capture_output=True, check=True).stdout.splitlines()
     ours = np.array([[float(value) for value in line.split()] for line in lines])
     for number, network in enumerate(networks.values()):
@@ -248,7 +185,23 @@ def test_flash_and_memory_are_as_told_and_little_is_needed(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "2nd", "a b", "int", "main", "stem", "block0_signs", "x*/", "é", "a" * 32, "memcpy"]
+    "name",
+    [
+        "",
+        "2nd",
+        "a b",
+        "int",
+        "main",
+        "stem",
+        "block0_signs",
+        "x*/",
+        "é",
+        "a_" * 15 + "ab",
+        "memcpy",
+        "sin",
+        "frame",
+        "_x_y",
+    ],
 )
 def test_a_name_that_c_cannot_have_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match="classify_digits"):

@@ -8,7 +8,7 @@ import pytest
 from agmm.packed import native, reference
 from agmm.packed.pack import pack
 from tests.agmm.packed import networks
-from tests.agmm.packed.networks import NETWORKS, about, make_images, make_network
+from tests.agmm.packed.networks import NETWORKS, about, any_artifact, make_images, make_network
 
 PATHS = native.available()
 pytestmark = pytest.mark.skipif(not PATHS, reason=f"no native kernels: {native.why_not()}")
@@ -39,6 +39,15 @@ def test_a_network_is_as_the_reference(name, path):
     # 2 threads share the images, 5 the rows of each: the same bits
     for threads in (2, 5):
         np.testing.assert_array_equal(engine(artifact, path=path, threads=threads).run(images), alone)
+
+
+@paths
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_a_description_combines_is_as_the_reference(path, seed):
+    artifact, generator = any_artifact(seed), np.random.default_rng(seed)
+    taken = artifact.description.input
+    shape = ((artifact.description.time_steps,) if taken.frames else ()) + (taken.height, taken.width, taken.channels)
+    assert_as_the_reference(artifact, generator.normal(0, 1, (3, *shape)).astype(np.float32), path=path, threads=2)
 
 
 @paths

@@ -57,11 +57,10 @@ def test_many_images_are_taken_a_part_at_a_time(monkeypatch):
 
 
 def test_frames_of_events_are_taken_as_they_are():
-    network = Runtime(packed_network("vggsnn"), kernels="reference")
+    known = packed_network("vggsnn")
+    network = Runtime(known, kernels="reference")
     frames = make_pixels(network.description)
-    expected, _ = reference.run(
-        network.description, network.artifact.tensors, frames.transpose(0, 1, 3, 4, 2).astype(np.float32)
-    )
+    expected, _ = reference.run(known.description, known.tensors, frames.transpose(0, 1, 3, 4, 2).astype(np.float32))
     np.testing.assert_allclose(network(frames), expected, rtol=1e-6)
 
 
@@ -83,6 +82,13 @@ def test_another_shape_or_type_is_refused(images):
 def test_kernels_that_are_not_here_are_refused():
     with pytest.raises(ValueError, match=r"Unknown kernels 'abacus'\. Here are: .*reference"):
         Runtime(packed_network("resnet19"), kernels="abacus")
+
+
+def test_without_native_kernels_a_program_is_warned_unless_it_asked_for_the_reference(monkeypatch):
+    monkeypatch.setattr("agmm.packed.native._library", lambda: "they were not compiled")
+    with pytest.warns(RuntimeWarning, match="The reference runs, slowly: .* not compiled"):
+        assert Runtime(packed_network("resnet19")).kernels == "reference"
+    Runtime(packed_network("resnet19"), kernels="reference")
 
 
 @pytest.mark.parametrize("name", ["resnet19", "resnet18", "odd", "vanilla", "channel_gate", "vggsnn_odd"])
