@@ -26,7 +26,7 @@ from pipelines.benchmarks import row
 from pipelines.errors import UserError
 from pipelines.progress import Progress
 
-PEAK = "float32 peak"
+PEAK = "one core's float32 peak"
 _LONG_ENOUGH_S = 0.02  # of one contender in one round
 
 

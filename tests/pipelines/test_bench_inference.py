@@ -7,7 +7,7 @@ import pytest
 from agmm.packed import native
 from pipelines.benchmarks import inference
 from pipelines.benchmarks.inference import Network
-from pipelines.benchmarks.race import Contender, paired
+from pipelines.benchmarks.race import PEAK, Contender, paired
 from pipelines.errors import UserError
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not())
@@ -21,7 +21,7 @@ def test_every_contender_is_timed_and_the_process_is_given_back():
     names = [row["name"] for row in result["rows"]]
     for channels, side in inference.LAYERS:
         layer = f"{channels} channels, {side} x {side}, T = 4: packed by "
-        assert {layer + peer for peer in ("float32", "bfloat16", "int8", "float32 peak")} <= set(names)
+        assert {layer + peer for peer in ("float32", "bfloat16", "int8", PEAK)} <= set(names)
     assert "agmm_resnet19, 8 px, T = 1, batch 1: packed by float32" in names
     assert all(row["ours"] > 0 for row in result["rows"])
     assert result["kernels"] == native.available()[0]
