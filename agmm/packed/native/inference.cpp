@@ -93,31 +93,22 @@ void Inference::fold(size_t number) {
     }
 }
 
-// Whether the stream behind a block is seen by more than the next neuron.
-bool Inference::is_needed(size_t number) const {
-    if (number + 1 < layers_.blocks.size()) return layers_.blocks[number + 1].shortcut != Shortcut::kNone;
-    return !layers_.tail.spikes;
-}
-
 void Inference::emit(size_t number) {
     const Block& block = layers_.blocks[number];
-    const Shape shape = plan_.blocks[number].out;
+    const BlockShape& shape = plan_.blocks[number];
     const bool per_step = block.affine_steps > 1 || block.gate != Gate::kNone;
     Fire job{};
     job.n = room_.results.data();
     job.scale = room_.scale.data();
     job.bias = room_.bias.data();
     job.affine_step = per_step ? block.signs.out16 : 0;
-    const Stream before = stream_;
     if (block.shortcut != Shortcut::kNone) {
-        job.in = before.data;
-        job.in_step = before.step;
+        job.in = stream_.data;
+        job.in_step = stream_.step;
     }
-    const bool in_place = job.in && before.step > 0;
-    float* other = before.data == room_.streams[0].data() ? room_.streams[1].data() : room_.streams[0].data();
-    stream_ = {in_place ? before.data : other, shape.pixels() * block.signs.out16};
-    if (is_needed(number)) job.out = stream_.data;
-    fire(job, number + 1, shape);
+    stream_ = {room_.streams[shape.stream].data(), shape.out.pixels() * block.signs.out16};
+    if (is_needed(layers_, number)) job.out = stream_.data;
+    fire(job, number + 1, shape.out);
 }
 
 // The neuron of block `next` (or of the tail) on a stream of that shape.

@@ -51,8 +51,6 @@ class Inference {
     void take_means();
     void take_spikes();
 
-    bool is_needed(size_t number) const;
-
     const Kernels& kernels_;
     const Layers& layers_;
     const Plan& plan_;

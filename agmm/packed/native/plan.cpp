@@ -19,12 +19,11 @@ int64_t bytes_of(const Array<T>& room) {
 
 // The largest sizes over all blocks.
 struct Most {
-    size_t stream = 0, results = 0, bits = 0, unpooled = 0, chunk = 0, row = 0, scratch = 0, channels = 0;
+    size_t results = 0, bits = 0, unpooled = 0, chunk = 0, row = 0, scratch = 0, channels = 0;
 
     void see(const Block& block, const BlockShape& shape, int steps) {
         const size_t in16 = round_up(block.signs.in_channels, kGroup), out16 = block.signs.out16;
         const BitMaps maps = maps_of(block, shape, steps);
-        stream = std::max(stream, steps * std::max(shape.in.pixels() * in16, shape.out.pixels() * out16));
         results = std::max(results, steps * shape.out.pixels() * out16);
         bits = std::max(bits, maps.size());
         if (block.pool) unpooled = std::max(unpooled, unpooled_maps(block, shape, steps).size());
@@ -53,11 +52,40 @@ BitMaps maps_of(const Block& block, const BlockShape& shape, int steps) {
 Plan::Plan(const Layers& layers, Shape size) : image(size), convolved(halved(size, layers.stem.stride)) {
     Shape seen = stem = halved(convolved, layers.stem.max_pool ? 2 : 1);
     for (const Block& block : layers.blocks) {
-        BlockShape shape{seen, halved(seen, block.pool ? 2 : 1), {}};
+        BlockShape shape{seen, halved(seen, block.pool ? 2 : 1), {}, 0, 0};
         seen = shape.out = halved(shape.pooled, block.signs.stride);
         blocks.push_back(shape);
     }
     tail = halved(seen, layers.tail.pool ? 2 : 1);
+    place_streams(layers);
+}
+
+// A block's output takes the place of what it adds to; what has another size, or serves all steps, is read to its end.
+void Plan::place_streams(const Layers& layers) {
+    int at = 0;
+    bool is_static = !layers.frames;
+    const auto hold = [&](Shape shape, int channels16) {
+        streams[at] = std::max(streams[at], shape.pixels() * channels16 * (is_static ? 1 : layers.steps));
+        return at;
+    };
+    hold(stem, layers.stem.convolution.out16);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        const Block& block = layers.blocks[i];
+        BlockShape& shape = blocks[i];
+        if (block.shortcut == Shortcut::kProjection) {
+            at = 1 - at;
+            is_static = is_static && block.projection.steps == 1;
+            shape.projected = hold(shape.out, block.signs.out16);
+        }
+        if (block.shortcut == Shortcut::kNone || is_static) at = 1 - at;
+        is_static = false;
+        shape.stream = is_needed(layers, i) ? hold(shape.out, block.signs.out16) : at;
+    }
+}
+
+bool is_needed(const Layers& layers, size_t block) {
+    if (block + 1 < layers.blocks.size()) return layers.blocks[block + 1].shortcut != Shortcut::kNone;
+    return !layers.tail.spikes;
 }
 
 void Room::prepare(const Layers& layers, const Plan& plan, int threads) {
@@ -71,7 +99,7 @@ void Room::prepare(const Layers& layers, const Plan& plan, int threads) {
     }
     const size_t stem_rows = 3 * (size_t)plan.convolved.width * stem.convolution.out16;
     reserve(image, padded_image(stem, plan.image));
-    for (Array<float>& stream : streams) reserve(stream, most.stream);
+    for (int i = 0; i < 2; ++i) reserve(streams[i], plan.streams[i]);
     reserve(results, most.results);
     reserve(bits, most.bits);
     reserve(unpooled, most.unpooled);

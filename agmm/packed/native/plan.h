@@ -11,19 +11,28 @@ struct Shape {
     size_t pixels() const { return (size_t)height * width; }
 };
 
-// Of a block: what its neuron sees, what its convolution sees, what it gives.
+// Of a block: what its neuron sees, what its convolution sees, what it gives. `projected` and `stream`: in which of the
+// two streams its projection and its output lie.
 struct BlockShape {
     Shape in, pooled, out;
+    int projected, stream;
 };
 
 struct Plan {
     Shape image, convolved, stem;  // convolved: before the stem's max-pool
     std::vector<BlockShape> blocks;
-    Shape tail;  // behind the tail's pool
+    Shape tail;                  // behind the tail's pool
+    size_t streams[2] = {0, 0};  // values of each; the stem's is the first
 
     Plan() = default;
     Plan(const Layers& layers, Shape image);
+
+  private:
+    void place_streams(const Layers& layers);
 };
+
+// Whether the stream behind a block is seen by more than the next neuron.
+bool is_needed(const Layers& layers, size_t block);
 
 // A thread's own.
 struct Scratch {

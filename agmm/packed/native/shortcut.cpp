@@ -10,7 +10,7 @@ void Inference::project(size_t number) {
     if (block.shortcut != Shortcut::kProjection) return;
     const Shape shape = plan_.blocks[number].out;
     const bool is_static = stream_.step == 0 && block.projection.steps == 1, per_step = block.projection.steps > 1;
-    float* out = stream_.data == room_.streams[0].data() ? room_.streams[1].data() : room_.streams[0].data();
+    float* out = room_.streams[plan_.blocks[number].projected].data();
     const size_t step = shape.pixels() * block.signs.out16;
     const int steps = is_static ? 1 : layers_.steps;
     if (per_step || stream_.step == 0) {

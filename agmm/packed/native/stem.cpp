@@ -8,7 +8,7 @@ namespace agmm {
 
 void Inference::make_stem(const float* image) {
     const size_t out16 = layers_.stem.convolution.out16, step = plan_.stem.pixels() * out16;
-    stream_ = {room_.streams[1].data(), layers_.frames ? step : 0};
+    stream_ = {room_.streams[0].data(), layers_.frames ? step : 0};
     for (int t = 0; t < (layers_.frames ? layers_.steps : 1); ++t) {
         pad_image(image + t * plan_.image.pixels() * layers_.stem.in_channels);
         const int rows = plan_.stem.height, threads = team_ ? team_->size() : 1, parts = threads > 1 ? 2 * threads : 1;
