@@ -29,7 +29,7 @@ $(VENV)/.system:
 	       && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APT) >/dev/null; }
 	@touch $@
 
-$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard agmm/packed/native/*) | $(VENV)/.system
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard agmm/packed/native/* agmm/kernels/native/*) | $(VENV)/.system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned Python packages (two minutes the first time)"
 	@rm -f agmm/packed/_kernels*.so # where it does not compile, pip is silent and an old one would stay

@@ -1,0 +1,10 @@
+"""What stands between two binary convolutions, in one operation: norm, gate, residual add and neuron over all T.
+
+`reference` is the truth in plain torch, `native` the compiled passes for CPUs, `ops` the torch operators made of them,
+`block` chooses between the two, `fuse` has a whole network use it.
+"""
+
+from agmm.kernels.block import block_end, spikes
+from agmm.kernels.fuse import fuse, is_fused, unfuse
+
+__all__ = ["block_end", "fuse", "is_fused", "spikes", "unfuse"]

@@ -1,0 +1,32 @@
+"""The fused operation where it can run, the reference where it cannot.
+
+It can for a `LIF` or `IF`, behind batch normalisation and a gate that is adaptive both ways, constant or none, in
+float32 on the CPU; where nobody watches the norm, the gate or the neuron by a hook, which would see nothing; and where
+the compiled passes are there and agree with the reference on this machine.
+
+Axes: T time steps, B batch, C channels, H, W.
+"""
+
+from torch import Tensor, nn
+
+from agmm.kernels import check, compiled, reference
+from agmm.precision import at_least_float32
+
+
+def block_end(
+    n_TBCHW: Tensor, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """A convolution's output and the shortcut's stream to (the new stream, its spikes), both `[T, B, C, H, W]`.
+
+    That is x = gate(norm(n)) + r and neuron(x); see `agmm.kernels.reference`. Running statistics are updated.
+    """
+    n_TBCHW = at_least_float32(n_TBCHW)
+    can = compiled.takes(n_TBCHW, r_TBCHW) and compiled.knows(norm, gate, neuron, n_TBCHW.shape[0]) and check.agrees()
+    function = compiled.block_end if can else reference.block_end
+    return function(n_TBCHW, r_TBCHW, norm, gate, neuron)
+
+
+def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:
+    """A current `[T, ...]` to the spikes of a layer of neurons."""
+    can = compiled.takes(x_T) and compiled.knows_neuron(neuron) and check.agrees()
+    return compiled.spikes(x_T, neuron) if can else neuron(x_T)

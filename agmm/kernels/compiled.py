@@ -1,0 +1,108 @@
+"""The fused operation on the modules of a block, by the compiled passes.
+
+Axes: T time steps, B batch, C channels, H, W.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agmm.kernels import native, ops
+from agmm.models.blocks import BatchNorm2d
+from agmm.modulation import AGMM, Halve
+from agmm.neuron import IF, LIF
+
+_NORMS = (BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def block_end(
+    n_TBCHW: Tensor, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """As `agmm.kernels.reference.block_end`, for what `takes` and `knows`."""
+    assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+    own = norm.training or norm.running_mean is None
+    remembered = (None, None) if own else (norm.running_mean, norm.running_var)
+    x, fired, mean, var, count, _ = ops.block_end(
+        n_TBCHW,
+        r_TBCHW,
+        norm.weight,
+        norm.bias,
+        *remembered,
+        gate.alpha if isinstance(gate, AGMM) else None,
+        norm.eps,
+        _kind(gate),
+        *_constants(neuron),
+        _group(norm) if own else "",
+    )
+    if norm.training and norm.running_mean is not None:
+        _remember(norm, mean, var, count)
+    return x, fired
+
+
+def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:
+    """A current `[T, ...]` to the spikes of neurons that `knows_neuron`."""
+    return ops.spikes(x_T, *_constants(neuron))
+
+
+@torch.no_grad()
+def _remember(norm: nn.BatchNorm2d | nn.SyncBatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """The running statistics as torch has them: the variance is that of a sample, without bias."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.double()
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        running.copy_(running * (1 - share) + batch.float() * share)
+
+
+def takes(n: Tensor, r: Tensor | None = None) -> bool:
+    """Whether the passes take a convolution's output, or a current, `[T, ...]`, and a stream to add."""
+    fits = n.dtype == torch.float32 and n.device.type == "cpu" and 0 < n.shape[0] <= native.MOST_STEPS and n.numel() > 0
+    return fits and (r is None or (r.dtype == n.dtype and r.device == n.device and r.shape == n.shape))
+
+
+def knows(norm: nn.Module, gate: nn.Module, neuron: nn.Module, steps: int) -> bool:
+    """Whether the passes compute what these modules do over T = `steps`, and nobody watches them do it."""
+    known = type(norm) in _NORMS and norm.weight is not None and norm.weight.dtype == torch.float32
+    if type(gate) is AGMM:
+        known &= gate.kind == "agmm" and gate.alpha.shape[0] == steps
+    else:
+        known &= type(gate) in (Halve, nn.Identity)
+    return known and knows_neuron(neuron) and not watched(norm) and not watched(gate)
+
+
+def knows_neuron(neuron: nn.Module) -> bool:
+    """As `knows`, of the neuron alone."""
+    return type(neuron) in (LIF, IF) and not watched(neuron)
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether the module has hooks of its own, which see only calls of it."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _kind(gate: nn.Module) -> str:
+    if isinstance(gate, AGMM):
+        return gate.scope
+    return "constant" if isinstance(gate, Halve) else "none"
+
+
+def _constants(neuron: nn.Module) -> tuple[float, float, float, bool, bool]:
+    assert isinstance(neuron, LIF)
+    leak, threshold = float(neuron.leak), float(neuron.threshold)
+    return leak, threshold, float(neuron.surrogate_width), neuron.detach_reset, neuron.reset == "hard"
+
+
+def _group(norm: nn.Module) -> str:
+    """The name of the process group that a norm's statistics are of, empty for this process alone."""
+    distributed = torch.distributed
+    if not isinstance(norm, nn.SyncBatchNorm) or not distributed.is_initialized():
+        return ""
+    group: Any = norm.process_group or distributed.group.WORLD
+    return group.group_name if distributed.get_world_size(group) > 1 else ""

@@ -1,0 +1,262 @@
+"""The compiled passes over a convolution's output: AVX-512, AVX2 or any processor, by ctypes.
+
+Installing the package compiles `agmm/kernels/native` where there is a compiler; without one, `available()` is empty,
+`why_not()` says why, and the reference runs. Tensors are float32 on the CPU, of one layout, which `Layout` sees to: the
+C++ side trusts sizes and pointers.
+
+Axes: T time steps, B batch, C channels, P pixels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Iterable
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The path where not the best: a name of `available()`. The packed kernels obey it too.
+VARIABLE = "AGMM_KERNELS"
+# Another library than the installed one: how the tests run one that checks itself.
+LIBRARY_VARIABLE = "AGMM_FUSED_LIBRARY"
+# As in native/api.h and native/kernels.h.
+ABI, MOST_STEPS = 1, 32
+_MOST_THREADS = 256
+_LONG_LINE = 4096  # values side by side: the tail of a line that is not a whole vector then costs nothing
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("steps", "batch", "channels", "pixels")),
+        *((name, c_int32) for name in ("channels_last", "threads")),
+    ]
+
+
+class _Neuron(ctypes.Structure):
+    _fields_ = [*((name, c_float) for name in ("leak", "threshold", "width")), ("hard", c_int32), ("detach", c_int32)]
+
+
+class _Forward(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("n", "scale", "shift", "gate", "r")),
+        ("r_step", c_int64),
+        *((name, c_void_p) for name in ("x", "spikes")),
+    ]
+
+
+class _Backward(ctypes.Structure):
+    _fields_ = [
+        ("x", c_void_p),
+        ("x_step", c_int64),
+        *((name, c_void_p) for name in ("grad_x", "grad_spikes", "n", "centre", "g", "sums")),
+    ]
+
+
+class _Affine(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("g", "n", "centre", "by_g", "by_n", "rest", "dn")]
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """What the passes know of an `agmm.neuron.LIF`."""
+
+    leak: float
+    threshold: float
+    width: float
+    detach_reset: bool
+    hard: bool
+
+    def struct(self) -> _Neuron:
+        """AgmmNeuron."""
+        return _Neuron(self.leak, self.threshold, self.width, self.hard, self.detach_reset)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where values lie: `[T, B, C, P]`, or `[T, B, P, C]` where channels come last."""
+
+    steps: int
+    batch: int
+    channels: int
+    pixels: int
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, x_TBCHW: Tensor) -> Layout:
+        """Of a tensor as its steps lie; what lies otherwise, or has other axes behind T, is to become the first."""
+        if x_TBCHW.ndim != 5:
+            return cls(x_TBCHW.shape[0], 1, 1, math.prod(x_TBCHW.shape[1:]))
+        steps, batch, channels, height, width = x_TBCHW.shape
+        own = x_TBCHW[:1] if x_TBCHW.stride(0) == 0 else x_TBCHW
+        last = not own.is_contiguous() and _images(own).is_contiguous(memory_format=torch.channels_last)
+        return cls(steps, batch, channels, height * width, last)
+
+    @classmethod
+    def lines(cls, x_T: Tensor) -> Layout:
+        """Of values `[T, ...]` that do not depend on each other: as long lines as there are, but several to share."""
+        pixels = 1
+        for size in reversed(x_T.shape[1:]):
+            pixels *= size if pixels < _LONG_LINE else 1
+        return cls(x_T.shape[0], 1, math.prod(x_T.shape[1:]) // max(1, pixels), pixels)
+
+    def dense(self, x_TBCHW: Tensor) -> Tensor:
+        """`x` in this layout, itself where it is."""
+        if not self.channels_last:
+            return x_TBCHW.contiguous()
+        images = _images(x_TBCHW).contiguous(memory_format=torch.channels_last)
+        return images.unflatten(0, x_TBCHW.shape[:2])
+
+    def repeated(self, x_TBCHW: Tensor) -> tuple[Tensor, int]:
+        """`x` in this layout, and the distance of its steps: 0 where all are the same memory, which is kept so."""
+        if x_TBCHW.stride(0) == 0 and self.steps > 1:
+            return self.dense(x_TBCHW[:1]), 0
+        return self.dense(x_TBCHW), self.batch * self.channels * self.pixels
+
+    def struct(self) -> _Shape:
+        """AgmmShape, with as many threads as torch has."""
+        threads = min(torch.get_num_threads(), _MOST_THREADS)
+        return _Shape(self.steps, self.batch, self.channels, self.pixels, self.channels_last, threads)
+
+    def coefficients(self, *leading: int) -> Tensor:
+        """Room for float64 sums `[*leading, T, B, C]`."""
+        return torch.empty(*leading, self.steps, self.batch, self.channels, dtype=torch.float64)
+
+
+def _images(x_TBCHW: Tensor) -> Tensor:
+    return x_TBCHW.flatten(0, 1)
+
+
+def available() -> tuple[str, ...]:
+    """Paths that this machine and build offer, best first; empty where there is no library, and see `why_not`."""
+    library = _library()
+    return () if isinstance(library, str) else tuple(library.agmm_fused_paths().decode().split())
+
+
+def why_not() -> str:
+    """Why there are no compiled passes; empty where there are."""
+    library = _library()
+    return library if isinstance(library, str) else ""
+
+
+def moments(layout: Layout, n: Tensor) -> Tensor:
+    """Sums of `n` over P, and of its squares, in float64: `[2, T, B, C]`."""
+    sums = layout.coefficients(2)
+    _call("moments", layout, _at(n), _at(sums))
+    return sums
+
+
+def forward(
+    layout: Layout,
+    neuron: Neuron,
+    n: Tensor | None,
+    affine: tuple[Tensor, Tensor, Tensor],
+    r: Tensor | None,
+    r_step: int,
+    x: Tensor | None,
+    spikes: Tensor,
+) -> None:
+    """x = gate * (scale * n + shift) + r into `x`, and its spikes; `affine` is scale `[C]`, shift, gate `[T, B, C]`."""
+    job = _Forward(_at(n), *map(_at, affine), _at(r), r_step, _at(x), _at(spikes))
+    _call("forward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
+
+
+def current(layout: Layout, neuron: Neuron, x: Tensor, x_step: int, spikes: Tensor) -> None:
+    """The spikes of a current `x` alone."""
+    job = _Forward(r=_at(x), r_step=x_step, spikes=_at(spikes))
+    _call("forward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
+
+
+def backward(
+    layout: Layout,
+    neuron: Neuron,
+    x: Tensor,
+    x_step: int,
+    grads: Iterable[Tensor | None],
+    n: Tensor | None,
+    centre: Tensor | None,
+    g: Tensor,
+) -> Tensor:
+    """dL/dx into `g`, of the gradients of (x, spikes). Of `n`: sums of g and of g * (n - centre), `[2, T, B, C]`."""
+    sums = layout.coefficients(2) if n is not None else layout.coefficients(0)
+    job = _Backward(_at(x), x_step, *map(_at, grads), _at(n), _at(centre), _at(g), _at(sums))
+    _call("backward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
+    return sums
+
+
+def affine(
+    layout: Layout, g: Tensor, n: Tensor, centre: Tensor, factors: tuple[Tensor, Tensor, Tensor], dn: Tensor
+) -> None:
+    """dn = by_g * g + by_n * (n - centre) + rest into `dn`, which may be `g`; `[T, B, C]`, `[C]`, `[T, B, C]`."""
+    job = _Affine(_at(g), _at(n), _at(centre), *map(_at, factors), _at(dn))
+    _call("affine", layout, ctypes.byref(job))
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _call(name: str, layout: Layout, *arguments: Any) -> None:
+    function = getattr(_loaded(), f"agmm_fused_{name}")
+    function(path().encode(), ctypes.byref(layout.struct()), *arguments)
+
+
+def path() -> str:
+    """The path in use. Raises ValueError where the environment asks for one that is not there."""
+    known = available()
+    chosen = os.environ.get(VARIABLE) or known[0]
+    if chosen not in known:
+        raise ValueError(f"Unknown kernels {chosen!r}. This machine has: {', '.join(known)}.")
+    return chosen
+
+
+def _loaded() -> Any:
+    if reason := why_not():
+        raise RuntimeError(f"There are no compiled passes: {reason}.")
+    return _library()
+
+
+@cache
+def _library() -> Any:
+    """The library, or why there is none."""
+    if named := os.environ.get(LIBRARY_VARIABLE):
+        return open_library(Path(named))
+    here = Path(__file__).parent
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := here / f"_kernels{suffix}").exists()]
+    if not found:
+        return "they were not compiled at installation: install a C++ compiler, then run `pip install` again"
+    return open_library(found[0])
+
+
+def open_library(path: Path) -> Any:
+    """A compiled library, or why it cannot be used."""
+    try:
+        library = _bind(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded: {error}"
+    if library.agmm_fused_abi() != ABI:
+        return f"{path} was compiled from other sources than these: run `pip install` again"
+    return library
+
+
+def _bind(library: ctypes.CDLL) -> ctypes.CDLL:
+    shape, neuron = POINTER(_Shape), POINTER(_Neuron)
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "abi": (c_int32, []),
+        "paths": (c_char_p, []),
+        "moments": (None, [c_char_p, shape, c_void_p, c_void_p]),
+        "forward": (None, [c_char_p, shape, neuron, POINTER(_Forward)]),
+        "backward": (None, [c_char_p, shape, neuron, POINTER(_Backward)]),
+        "affine": (None, [c_char_p, shape, POINTER(_Affine)]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, f"agmm_fused_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,98 @@
+#include "api.h"
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "../../packed/native/team.h"
+#include "kernels.h"
+
+namespace agmm::fused {
+namespace {
+
+constexpr size_t kPartValues = 1 << 15;      // of all steps, about: less is not worth a thread's turn
+constexpr size_t kStreamedValues = 1 << 21;  // of a tensor: 8 MB, about what the caches of two passes would keep
+constexpr size_t kLine = 64;                 // bytes
+
+Shape shape_of(const AgmmShape& shape) {
+    return {(size_t)shape.steps,  (size_t)shape.batch,      (size_t)shape.channels,
+            (size_t)shape.pixels, shape.channels_last != 0, false};
+}
+
+// Whether results of that size go past the caches: only whole lines do.
+bool streams(const Shape& shape, std::initializer_list<const float*> results) {
+    const size_t length = shape.last ? shape.channels : shape.pixels;
+    bool aligned = length * sizeof(float) % kLine == 0;
+    for (const float* result : results) aligned &= (uintptr_t)result % kLine == 0;
+    return aligned && shape.steps * shape.step() >= kStreamedValues;
+}
+
+size_t channels_of_part(const Shape& shape) {
+    if (shape.last) return kWide;
+    return std::clamp<size_t>(kPartValues / shape.steps / shape.pixels, 1, shape.channels);
+}
+
+std::mutex turn;
+std::unique_ptr<Team>& team() {
+    static auto* kept = new std::unique_ptr<Team>;  // never destroyed: a process may end while its threads sleep
+    return *kept;
+}
+
+// All parts, shared by the threads. Two callers at once do not share them: the second works alone. The parts do not
+// depend on the number of threads, so neither do the results.
+void each_part(const Shape& shape, int threads, const std::function<void(Part)>& work) {
+    const size_t wide = channels_of_part(shape), columns = (shape.channels + wide - 1) / wide;
+    const auto take = [&](int index, int) {
+        const size_t begin = index % columns * wide;
+        work({index / columns, begin, std::min(begin + wide, shape.channels)});
+    };
+    const int count = (int)(shape.batch * columns);
+    std::unique_lock<std::mutex> lock(turn, std::defer_lock);
+    if (threads > 1 && count > 1 && lock.try_lock()) {
+        if (!team() || team()->size() != threads) team() = std::make_unique<Team>(threads);
+        return team()->each(count, take);
+    }
+    for (int index = 0; index < count; ++index) take(index, 0);
+}
+
+}  // namespace
+}  // namespace agmm::fused
+
+using namespace agmm::fused;
+
+extern "C" {
+
+int32_t agmm_fused_abi() { return 1; }
+
+const char* agmm_fused_paths() { return kernel_names(); }
+
+void agmm_fused_moments(const char* path, const AgmmShape* sizes, const float* n, double* sums) {
+    const Shape shape = shape_of(*sizes);
+    std::fill_n(sums, 2 * shape.steps * shape.coefficients(), 0.0);
+    const Kernels& kernels = *find_kernels(path);
+    each_part(shape, sizes->threads, [&](Part part) { kernels.moments(shape, n, sums, part); });
+}
+
+void agmm_fused_forward(const char* path, const AgmmShape* sizes, const AgmmNeuron* neuron, const AgmmForward* job) {
+    Shape shape = shape_of(*sizes);
+    shape.stream = streams(shape, {job->x, job->spikes});
+    const Kernels& kernels = *find_kernels(path);
+    each_part(shape, sizes->threads, [&](Part part) { kernels.forward(shape, *neuron, *job, part); });
+}
+
+void agmm_fused_backward(const char* path, const AgmmShape* sizes, const AgmmNeuron* neuron, const AgmmBackward* job) {
+    Shape shape = shape_of(*sizes);
+    shape.stream = streams(shape, {job->g});
+    if (job->n) std::fill_n(job->sums, 2 * shape.steps * shape.coefficients(), 0.0);
+    const Kernels& kernels = *find_kernels(path);
+    each_part(shape, sizes->threads, [&](Part part) { kernels.backward(shape, *neuron, *job, part); });
+}
+
+void agmm_fused_affine(const char* path, const AgmmShape* sizes, const AgmmAffine* job) {
+    Shape shape = shape_of(*sizes);
+    shape.stream = streams(shape, {job->dn});
+    const Kernels& kernels = *find_kernels(path);
+    each_part(shape, sizes->threads, [&](Part part) { kernels.affine(shape, *job, part); });
+}
+}

@@ -1,0 +1,39 @@
+// What every path offers: four passes over part of a tensor.
+#pragma once
+
+#include <cstddef>
+
+#include "api.h"
+
+namespace agmm::fused {
+
+constexpr size_t kWide = 64;      // channels of a part where channels come last
+constexpr size_t kMostSteps = 32;  // T
+
+struct Shape {
+    size_t steps, batch, channels, pixels;
+    bool last, stream;  // stream: results go past the caches, in whole lines
+
+    size_t step() const { return batch * channels * pixels; }
+    size_t coefficients() const { return batch * channels; }
+};
+
+// Some channels of one sample, at all steps.
+struct Part {
+    size_t sample, begin, end;
+};
+
+struct Kernels {
+    const char* name;
+    void (*moments)(const Shape&, const float* n, double* sums, Part);
+    void (*forward)(const Shape&, const AgmmNeuron&, const AgmmForward&, Part);
+    void (*backward)(const Shape&, const AgmmNeuron&, const AgmmBackward&, Part);
+    void (*affine)(const Shape&, const AgmmAffine&, Part);
+};
+
+// The path of that name; null where it is unknown or unsupported.
+const Kernels* find_kernels(const char* name);
+// Names of the paths that this machine can run, best first, separated by spaces.
+const char* kernel_names();
+
+}  // namespace agmm::fused

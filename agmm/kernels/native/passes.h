@@ -1,0 +1,311 @@
+// The passes of a path, over its `Lanes`: included once a path, behind its own header.
+//
+// A line is values side by side: the pixels of one channel, or the channels of one pixel. What a channel has one of is
+// one value of a line in the first case, and a line itself in the second.
+
+// Where a group of up to kLanes values lies: in a step, among [B, C], and among [C].
+struct Place {
+    size_t at, coefficient, channel, count;
+};
+
+// kFull: a whole group of kLanes.
+template <bool kFull>
+inline Lanes take(const float* x, size_t count) {
+    return kFull ? load(x) : load_first(x, count);
+}
+
+template <bool kFull>
+inline void give(float* x, Lanes value, size_t count, bool past_caches) {
+    if (!kFull) return store_first(x, value, count);
+    past_caches ? stream(x, value) : store(x, value);
+}
+
+// kLast: channels come last.
+template <bool kLast, bool kFull>
+inline Lanes of_channel(const float* x, size_t count) {
+    return kLast ? take<kFull>(x, count) : all(*x);
+}
+
+// Groups of a line of `length` values: body.run<kFull>(place), also told which group of the line it is.
+template <bool kLast, typename Body>
+inline void each_group(Body& body, Place line, size_t length) {
+    size_t i = 0;
+    for (; i + kLanes <= length; i += kLanes) {
+        const size_t moved = kLast ? i : 0;
+        body.template run<true>({line.at + i, line.coefficient + moved, line.channel + moved, kLanes}, moved);
+    }
+    if (i < length) {
+        const size_t moved = kLast ? i : 0;
+        body.template run<false>({line.at + i, line.coefficient + moved, line.channel + moved, length - i}, moved);
+    }
+}
+
+// Groups in a run between two calls of body.flush: float sums of so few values lose nothing that counts.
+constexpr size_t kRun = 32;
+
+// All lines of a part; body.flush(line) after a run of them, or of groups of one.
+template <bool kLast, typename Body>
+inline void each_run(Body& body, const Shape& shape, Part part) {
+    const size_t pixels = shape.pixels, channels = shape.channels, from = part.sample * channels;
+    if (kLast) {
+        const Place first_line = {0, from + part.begin, part.begin, part.end - part.begin};
+        for (size_t pixel = 0; pixel < pixels; ++pixel) {
+            Place line = first_line;
+            line.at = (part.sample * pixels + pixel) * channels + part.begin;
+            each_group<true>(body, line, line.count);
+            if (pixel % kRun == kRun - 1 || pixel + 1 == pixels) body.flush(first_line);
+        }
+        return;
+    }
+    for (size_t channel = part.begin; channel < part.end; ++channel) {
+        for (size_t pixel = 0; pixel < pixels; pixel += kRun * kLanes) {
+            const Place line = {(from + channel) * pixels + pixel, from + channel, channel, 1};
+            each_group<false>(body, line, pixels - pixel < kRun * kLanes ? pixels - pixel : kRun * kLanes);
+            body.flush(line);
+        }
+    }
+}
+
+// Adds float sums to the totals of a line's channels, and begins again. One channel: the sum of all lanes.
+template <bool kLast>
+inline void add_to(double* totals, float* sums, size_t channels) {
+    const size_t lanes = kLast ? channels : kLanes;
+    for (size_t i = 0; i < lanes; ++i) totals[kLast ? i : 0] += sums[i];
+    for (size_t i = 0; i < lanes; ++i) sums[i] = 0;
+}
+
+inline void add(float* sums, Lanes value) { store(sums, load(sums) + value); }
+
+// Sums and squares in double from the first: the variance is their difference.
+template <bool kLast>
+struct Moments {
+    const float* n;
+    double *sums, *squares;
+    double sum[kWide] = {}, square[kWide] = {};
+
+    static void add(double* to, Halves value) { *(Halves*)to = *(const Halves*)to + value; }
+
+    template <bool kFull>
+    void run(const Place& place, size_t slot) {
+        const Lanes x = take<kFull>(n + place.at, place.count);
+        const Halves low = low_half(x), high = high_half(x);
+        add(sum + slot, low), add(sum + slot + kLanes / 2, high);
+        add(square + slot, low * low), add(square + slot + kLanes / 2, high * high);
+    }
+
+    void flush(const Place& line) {
+        for (size_t i = 0; i < (kLast ? line.count : kLanes); ++i) {
+            sums[line.coefficient + (kLast ? i : 0)] += sum[i];
+            squares[line.coefficient + (kLast ? i : 0)] += square[i];
+            sum[i] = square[i] = 0;
+        }
+    }
+};
+
+// kSteps: T where it is known, so that membranes are registers, else 0.
+template <size_t kSteps, bool kHard>
+struct Scan {
+    const size_t steps, step;
+    const Lanes leak, threshold;
+
+    Scan(const Shape& shape, const AgmmNeuron& neuron)
+        : steps(kSteps ? kSteps : shape.steps),
+          step(shape.step()),
+          leak(all(neuron.leak)),
+          threshold(all(neuron.threshold)) {}
+
+    Lanes reset(Lanes u, Mask fired) const { return kHard ? unless(fired, u) : u - where(fired, threshold); }
+};
+
+template <size_t kSteps, bool kHard, bool kLast>
+struct Forward : Scan<kSteps, kHard> {
+    const AgmmForward job;
+    const size_t coefficients;
+    const bool past_caches;
+
+    Forward(const Shape& shape, const AgmmNeuron& neuron, const AgmmForward& job)
+        : Scan<kSteps, kHard>(shape, neuron),
+          job(job),
+          coefficients(shape.coefficients()),
+          past_caches(shape.stream) {}
+
+    template <bool kFull>
+    void run(const Place& place, size_t) const {
+        Lanes scale = {}, shift = {}, v = {};
+        if (job.n) {
+            scale = of_channel<kLast, kFull>(job.scale + place.channel, place.count);
+            shift = of_channel<kLast, kFull>(job.shift + place.channel, place.count);
+        }
+#pragma GCC unroll 8
+        for (size_t t = 0; t < this->steps; ++t) {
+            const size_t at = t * this->step + place.at;
+            Lanes x = {};
+            if (job.n) {
+                const Lanes gate = of_channel<kLast, kFull>(job.gate + t * coefficients + place.coefficient, place.count);
+                x = gate * multiply_add(take<kFull>(job.n + at, place.count), scale, shift);
+            }
+            if (job.r) {
+                const Lanes r = take<kFull>(job.r + t * job.r_step + place.at, place.count);
+                x = job.n ? x + r : r;
+            }
+            if (job.x) give<kFull>(job.x + at, x, place.count, past_caches);
+            const Lanes u = this->leak * v + x;
+            const Mask fired = reaches(u, this->threshold);
+            give<kFull>(job.spikes + at, where(fired, all(1)), place.count, past_caches);
+            v = this->reset(u, fired);
+        }
+    }
+
+    void flush(const Place&) const {}
+};
+
+template <size_t kSteps, bool kHard, bool kLast>
+struct Backward : Scan<kSteps, kHard> {
+    static constexpr size_t kMost = kSteps ? kSteps : kMostSteps;
+
+    const AgmmBackward job;
+    const size_t coefficients;
+    const bool past_caches;
+    const Lanes width, slope, through;
+    float sums[2][kMost][kLast ? kWide : kLanes] = {};
+
+    Backward(const Shape& shape, const AgmmNeuron& neuron, const AgmmBackward& job)
+        : Scan<kSteps, kHard>(shape, neuron),
+          job(job),
+          coefficients(shape.coefficients()),
+          past_caches(shape.stream),
+          width(all(neuron.width)),
+          slope(all(1 / (neuron.width * neuron.width))),
+          through(all(neuron.detach ? 0 : 1)) {}
+
+    template <bool kFull>
+    void run(const Place& place, size_t slot) {
+        Lanes u[kMost], v = {};
+#pragma GCC unroll 8
+        for (size_t t = 0; t < this->steps; ++t) {
+            u[t] = this->leak * v + take<kFull>(job.x + t * job.x_step + place.at, place.count);
+            v = this->reset(u[t], reaches(u[t], this->threshold));
+        }
+        Lanes centre = {}, dv = {};
+        if (job.n) centre = of_channel<kLast, kFull>(job.centre + place.channel, place.count);
+#pragma GCC unroll 8
+        for (size_t later = 0; later < this->steps; ++later) {
+            const size_t t = this->steps - 1 - later, at = t * this->step + place.at;
+            const Lanes du = step_back<kFull>(u[t], dv, at, place.count);
+            dv = this->leak * du;
+            const Lanes g = job.grad_x ? du + take<kFull>(job.grad_x + at, place.count) : du;
+            give<kFull>(job.g + at, g, place.count, past_caches);
+            if (job.n) {
+                add(sums[0][t] + slot, g);
+                add(sums[1][t] + slot, g * (take<kFull>(job.n + at, place.count) - centre));
+            }
+        }
+    }
+
+    // Gradient of the membrane u, of which dv is that of what the reset leaves (Eq. 1-4, 7).
+    template <bool kFull>
+    Lanes step_back(Lanes u, Lanes dv, size_t at, size_t count) const {
+        const Lanes triangle = at_least_zero(width - magnitude(u - this->threshold)) * slope;
+        Lanes ds = -through * (kHard ? u : this->threshold) * dv;
+        if (job.grad_spikes) ds += take<kFull>(job.grad_spikes + at, count);
+        return ds * triangle + (kHard ? unless(reaches(u, this->threshold), dv) : dv);
+    }
+
+    void flush(const Place& line) {
+        if (!job.n) return;
+        for (size_t t = 0; t < this->steps; ++t) {
+            double* totals = job.sums + t * coefficients + line.coefficient;
+            add_to<kLast>(totals, sums[0][t], line.count);
+            add_to<kLast>(totals + this->steps * coefficients, sums[1][t], line.count);
+        }
+    }
+};
+
+template <bool kLast>
+struct Affine {
+    const AgmmAffine job;
+    const bool past_caches;
+
+    template <bool kFull>
+    void run(const Place& place, size_t) const {
+        const auto of = [&](const float* x) __attribute__((always_inline)) {
+            return of_channel<kLast, kFull>(x, place.count);
+        };
+        const Lanes n = take<kFull>(job.n + place.at, place.count) - of(job.centre + place.channel);
+        const Lanes g = take<kFull>(job.g + place.at, place.count);
+        const Lanes dn = of(job.by_g + place.coefficient) * g + of(job.by_n + place.channel) * n +
+                         of(job.rest + place.coefficient);
+        give<kFull>(job.dn + place.at, dn, place.count, past_caches);
+    }
+
+    void flush(const Place&) const {}
+};
+
+void moments(const Shape& shape, const float* n, double* sums, Part part) {
+    const size_t of_step = shape.coefficients();
+    for (size_t t = 0; t < shape.steps; ++t) {
+        const float* from = n + t * shape.step();
+        double *to = sums + t * of_step, *squares = to + shape.steps * of_step;
+        if (shape.last) {
+            Moments<true> body{from, to, squares};
+            each_run<true>(body, shape, part);
+        } else {
+            Moments<false> body{from, to, squares};
+            each_run<false>(body, shape, part);
+        }
+    }
+}
+
+void affine(const Shape& shape, const AgmmAffine& job, Part part) {
+    const size_t values = shape.step(), of_step = shape.coefficients();
+    for (size_t t = 0; t < shape.steps; ++t) {
+        const size_t at = t * values, coefficient = t * of_step;
+        const AgmmAffine here = {job.g + at,  job.n + at, job.centre, job.by_g + coefficient,
+                                 job.by_n,    job.rest + coefficient, job.dn + at};
+        if (shape.last) {
+            Affine<true> body{here, shape.stream};
+            each_run<true>(body, shape, part);
+        } else {
+            Affine<false> body{here, shape.stream};
+            each_run<false>(body, shape, part);
+        }
+    }
+    if (shape.stream) end_stream();
+}
+
+template <template <size_t, bool, bool> class Pass, size_t kSteps, bool kHard, typename Job>
+void scan_of(const Shape& shape, const AgmmNeuron& neuron, const Job& job, Part part) {
+    if (shape.last) {
+        Pass<kSteps, kHard, true> body(shape, neuron, job);
+        each_run<true>(body, shape, part);
+    } else {
+        Pass<kSteps, kHard, false> body(shape, neuron, job);
+        each_run<false>(body, shape, part);
+    }
+    if (shape.stream) end_stream();
+}
+
+template <template <size_t, bool, bool> class Pass, size_t kSteps, typename Job>
+void scan_over(const Shape& shape, const AgmmNeuron& neuron, const Job& job, Part part) {
+    if (neuron.hard) return scan_of<Pass, kSteps, true>(shape, neuron, job, part);
+    scan_of<Pass, kSteps, false>(shape, neuron, job, part);
+}
+
+template <template <size_t, bool, bool> class Pass, typename Job>
+void scan(const Shape& shape, const AgmmNeuron& neuron, const Job& job, Part part) {
+    switch (shape.steps) {
+        case 1: return scan_over<Pass, 1>(shape, neuron, job, part);
+        case 2: return scan_over<Pass, 2>(shape, neuron, job, part);
+        case 4: return scan_over<Pass, 4>(shape, neuron, job, part);
+        case 8: return scan_over<Pass, 8>(shape, neuron, job, part);
+        default: return scan_over<Pass, 0>(shape, neuron, job, part);
+    }
+}
+
+void forward(const Shape& shape, const AgmmNeuron& neuron, const AgmmForward& job, Part part) {
+    scan<Forward>(shape, neuron, job, part);
+}
+
+void backward(const Shape& shape, const AgmmNeuron& neuron, const AgmmBackward& job, Part part) {
+    scan<Backward>(shape, neuron, job, part);
+}

@@ -1,0 +1,118 @@
+"""Whole networks on the fused operation: the same names, the same numbers, and hooks that see what they look at."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import agmm.models as models
+from agmm.kernels import check, compiled, fuse, is_fused, native, unfuse
+from agmm.loop import train_step
+from agmm.metrics.firing import FiringMeter
+
+needs_passes = pytest.mark.skipif(not native.available(), reason=f"no compiled passes: {native.why_not()}")
+
+
+def make_network(**options):
+    torch.manual_seed(0)
+    options = {"depths": (2, 2), "width": 8, "stem": "cifar", "num_classes": 3, "num_steps": 4} | options
+    return models.create_model("agmm_resnet18", **options)
+
+
+def images(count=8, side=12, seed=0):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(network):
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    check.agrees()  # compares once, and that is not what is counted
+    seen, function = [], compiled.block_end
+    monkeypatch.setattr(compiled, "block_end", lambda *arguments: (seen.append(1), function(*arguments))[1])
+    return seen
+
+
+def test_names_and_parameters_stay():
+    network = make_network()
+    twin = copy.deepcopy(network)
+    assert fuse(network)
+    assert is_fused(network)
+    assert list(network.state_dict()) == list(twin.state_dict())
+    assert [name for name, _ in network.named_modules()] == [name for name, _ in twin.named_modules()]
+    twin.load_state_dict(network.state_dict())
+    unfuse(network)
+    assert not is_fused(network)
+    assert not fuse(models.create_model("agmm_vggsnn", num_classes=3))
+
+
+@needs_passes
+@pytest.mark.parametrize("options", [{}, {"gate_scope": "channel"}, {"gate_kind": "constant"}, {"reset": "soft"}])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_those_of_the_blocks(options, memory_format, fused_calls):
+    """In float64: where channels come last torch's own norm sums in float32, and a neuron may fire that should not."""
+    network = make_network(**options).to(memory_format=memory_format)
+    truth = copy.deepcopy(network).double()
+    fuse(network)
+    for each in (network, truth):
+        batch = images().to(each.head.weight.dtype)
+        each(batch.contiguous(memory_format=memory_format)).square().mean().backward()
+    assert len(fused_calls) == 3
+    assert check.deviation(gradients(network), gradients(truth)) < 1e-5
+    for ours, theirs in zip(network.buffers(), truth.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6)
+
+
+@needs_passes
+def test_fifty_steps_have_the_losses_of_the_reference(fused_calls):
+    losses = []
+    for fused in (True, False):
+        network = make_network()
+        if fused:
+            fuse(network)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+        target = torch.arange(8) % 3
+        steps = [train_step(network, optimizer, images(seed=step % 5), target)["loss"] for step in range(50)]
+        losses.append(torch.tensor(steps))
+    assert len(fused_calls) == 3 * 50
+    assert losses[0][-5:].mean() < 0.8 * losses[0][:5].mean()
+    assert (losses[0] - losses[1]).abs().max() < 1e-3
+
+
+def test_a_meter_sees_the_neurons_and_the_kernels_run_again_after_it(fused_calls):
+    network, twin = make_network(), make_network()
+    fuse(network)
+    rates = []
+    for each in (network, twin):
+        meter = FiringMeter(each, 4)
+        with meter.measuring():
+            each(images())
+        rates.append(meter.counts_LT2)
+    assert torch.equal(rates[0], rates[1])
+    assert not fused_calls
+    network(images())
+    assert len(fused_calls) == (3 if native.available() else 0)
+
+
+def test_a_watched_block_is_called_as_a_block():
+    network, seen = make_network(), []
+    fuse(network)
+    network.stages[0][1].register_forward_hook(lambda *_: seen.append(1))
+    network(images())
+    assert seen == [1]
+
+
+@needs_passes
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, as it traces
+def test_a_fused_network_compiles_whole():
+    network = make_network()
+    twin = copy.deepcopy(network)
+    fuse(network)
+    whole = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for each, function in ((network, whole), (twin, twin)):
+        assert isinstance(each, nn.Module)
+        function(images()).square().mean().backward()
+    assert check.deviation(gradients(network), gradients(twin)) < 1e-4
