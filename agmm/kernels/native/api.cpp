@@ -14,6 +14,7 @@ namespace {
 constexpr size_t kPartValues = 1 << 15;      // of all steps, about: less is not worth a thread's turn
 constexpr size_t kStreamedValues = 1 << 21;  // of a tensor: 8 MB, about what the caches of two passes would keep
 constexpr size_t kLine = 64;                 // bytes
+constexpr size_t kNarrow = 64;               // channels
 
 Shape shape_of(const AgmmShape& shape) {
     return {(size_t)shape.steps,  (size_t)shape.batch,      (size_t)shape.channels,
@@ -28,8 +29,9 @@ bool streams(const Shape& shape, std::initializer_list<const float*> results) {
     return aligned && shape.steps * shape.step() >= kStreamedValues;
 }
 
-size_t channels_of_part(const Shape& shape) {
-    if (shape.last) return kWide;
+// Where channels come last, few of them make short lines: only where there are fewer samples than threads.
+size_t channels_of_part(const Shape& shape, size_t threads) {
+    if (shape.last) return shape.batch < threads ? kNarrow : kWide;
     return std::clamp<size_t>(kPartValues / shape.steps / shape.pixels, 1, shape.channels);
 }
 
@@ -39,10 +41,10 @@ std::unique_ptr<Team>& team() {
     return *kept;
 }
 
-// All parts, shared by the threads. Two callers at once do not share them: the second works alone. The parts do not
-// depend on the number of threads, so neither do the results.
+// All parts, shared by the threads. Two callers at once do not share them: the second works alone. Parts share no
+// sums, so the number of threads does not change results.
 void each_part(const Shape& shape, int threads, const std::function<void(Part)>& work) {
-    const size_t wide = channels_of_part(shape), columns = (shape.channels + wide - 1) / wide;
+    const size_t wide = channels_of_part(shape, threads), columns = (shape.channels + wide - 1) / wide;
     const auto take = [&](int index, int) {
         const size_t begin = index % columns * wide;
         work({index / columns, begin, std::min(begin + wide, shape.channels)});

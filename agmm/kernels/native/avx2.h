@@ -29,3 +29,5 @@ inline Lanes unless(Mask mask, Lanes a) { return (Lanes)_mm256_andnot_ps(mask, (
 
 inline Halves low_half(Lanes a) { return (Halves)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)a)); }
 inline Halves high_half(Lanes a) { return (Halves)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)a, 1)); }
+inline double sum_of(Halves a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+inline double sum_of(Lanes a) { return sum_of(low_half(a) + high_half(a)); }

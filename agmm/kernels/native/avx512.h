@@ -24,3 +24,5 @@ inline Lanes unless(Mask mask, Lanes a) { return (Lanes)_mm512_maskz_mov_ps((Mas
 
 inline Halves low_half(Lanes a) { return (Halves)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)a)); }
 inline Halves high_half(Lanes a) { return (Halves)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)a, 1)); }
+inline double sum_of(Halves a) { return _mm512_reduce_add_pd((__m512d)a); }
+inline double sum_of(Lanes a) { return sum_of(low_half(a) + high_half(a)); }

@@ -7,7 +7,7 @@
 
 namespace agmm::fused {
 
-constexpr size_t kWide = 64;      // channels of a part where channels come last
+constexpr size_t kWide = 512;      // channels of a part, at most, where channels come last
 constexpr size_t kMostSteps = 32;  // T
 
 struct Shape {

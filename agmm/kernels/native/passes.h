@@ -1,104 +1,25 @@
-// The passes of a path, over its `Lanes`: included once a path, behind its own header.
-//
-// A line is values side by side: the pixels of one channel, or the channels of one pixel. What a channel has one of is
-// one value of a line in the first case, and a line itself in the second.
-
-// Where a group of up to kLanes values lies: in a step, among [B, C], and among [C].
-struct Place {
-    size_t at, coefficient, channel, count;
-};
-
-// kFull: a whole group of kLanes.
-template <bool kFull>
-inline Lanes take(const float* x, size_t count) {
-    return kFull ? load(x) : load_first(x, count);
-}
-
-template <bool kFull>
-inline void give(float* x, Lanes value, size_t count, bool past_caches) {
-    if (!kFull) return store_first(x, value, count);
-    past_caches ? stream(x, value) : store(x, value);
-}
-
-// kLast: channels come last.
-template <bool kLast, bool kFull>
-inline Lanes of_channel(const float* x, size_t count) {
-    return kLast ? take<kFull>(x, count) : all(*x);
-}
-
-// Groups of a line of `length` values: body.run<kFull>(place), also told which group of the line it is.
-template <bool kLast, typename Body>
-inline void each_group(Body& body, Place line, size_t length) {
-    size_t i = 0;
-    for (; i + kLanes <= length; i += kLanes) {
-        const size_t moved = kLast ? i : 0;
-        body.template run<true>({line.at + i, line.coefficient + moved, line.channel + moved, kLanes}, moved);
-    }
-    if (i < length) {
-        const size_t moved = kLast ? i : 0;
-        body.template run<false>({line.at + i, line.coefficient + moved, line.channel + moved, length - i}, moved);
-    }
-}
-
-// Groups in a run between two calls of body.flush: float sums of so few values lose nothing that counts.
-constexpr size_t kRun = 32;
-
-// All lines of a part; body.flush(line) after a run of them, or of groups of one.
-template <bool kLast, typename Body>
-inline void each_run(Body& body, const Shape& shape, Part part) {
-    const size_t pixels = shape.pixels, channels = shape.channels, from = part.sample * channels;
-    if (kLast) {
-        const Place first_line = {0, from + part.begin, part.begin, part.end - part.begin};
-        for (size_t pixel = 0; pixel < pixels; ++pixel) {
-            Place line = first_line;
-            line.at = (part.sample * pixels + pixel) * channels + part.begin;
-            each_group<true>(body, line, line.count);
-            if (pixel % kRun == kRun - 1 || pixel + 1 == pixels) body.flush(first_line);
-        }
-        return;
-    }
-    for (size_t channel = part.begin; channel < part.end; ++channel) {
-        for (size_t pixel = 0; pixel < pixels; pixel += kRun * kLanes) {
-            const Place line = {(from + channel) * pixels + pixel, from + channel, channel, 1};
-            each_group<false>(body, line, pixels - pixel < kRun * kLanes ? pixels - pixel : kRun * kLanes);
-            body.flush(line);
-        }
-    }
-}
-
-// Adds float sums to the totals of a line's channels, and begins again. One channel: the sum of all lanes.
-template <bool kLast>
-inline void add_to(double* totals, float* sums, size_t channels) {
-    const size_t lanes = kLast ? channels : kLanes;
-    for (size_t i = 0; i < lanes; ++i) totals[kLast ? i : 0] += sums[i];
-    for (size_t i = 0; i < lanes; ++i) sums[i] = 0;
-}
-
-inline void add(float* sums, Lanes value) { store(sums, load(sums) + value); }
+// The passes of a path, over its `Lanes`: included once a path, behind lines.h.
 
 // Sums and squares in double from the first: the variance is their difference.
 template <bool kLast>
 struct Moments {
+    using Sums = SumsOf<kLast, Doubles, 2>;
+
     const float* n;
     double *sums, *squares;
-    double sum[kWide] = {}, square[kWide] = {};
-
-    static void add(double* to, Halves value) { *(Halves*)to = *(const Halves*)to + value; }
 
     template <bool kFull>
-    void run(const Place& place, size_t slot) {
+    void run(const Place& place, Sums& part, size_t channel) const {
         const Lanes x = take<kFull>(n + place.at, place.count);
         const Halves low = low_half(x), high = high_half(x);
-        add(sum + slot, low), add(sum + slot + kLanes / 2, high);
-        add(square + slot, low * low), add(square + slot + kLanes / 2, high * high);
+        const size_t next = channel + kLanes / 2;
+        part.add(0, channel, low), part.add(0, next, high);
+        part.add(1, channel, low * low), part.add(1, next, high * high);
     }
 
-    void flush(const Place& line) {
-        for (size_t i = 0; i < (kLast ? line.count : kLanes); ++i) {
-            sums[line.coefficient + (kLast ? i : 0)] += sum[i];
-            squares[line.coefficient + (kLast ? i : 0)] += square[i];
-            sum[i] = square[i] = 0;
-        }
+    void take_up(const Place& line, Sums& part) const {
+        part.move_to(sums + line.coefficient, 0, line.count);
+        part.move_to(squares + line.coefficient, 1, line.count);
     }
 };
 
@@ -129,8 +50,10 @@ struct Forward : Scan<kSteps, kHard> {
           coefficients(shape.coefficients()),
           past_caches(shape.stream) {}
 
+    using Sums = NoSums;
+
     template <bool kFull>
-    void run(const Place& place, size_t) const {
+    void run(const Place& place, Sums&, size_t) const {
         Lanes scale = {}, shift = {}, v = {};
         if (job.n) {
             scale = of_channel<kLast, kFull>(job.scale + place.channel, place.count);
@@ -156,7 +79,7 @@ struct Forward : Scan<kSteps, kHard> {
         }
     }
 
-    void flush(const Place&) const {}
+    void take_up(const Place&, Sums&) const {}
 };
 
 template <size_t kSteps, bool kHard, bool kLast>
@@ -167,7 +90,8 @@ struct Backward : Scan<kSteps, kHard> {
     const size_t coefficients;
     const bool past_caches;
     const Lanes width, slope, through;
-    float sums[2][kMost][kLast ? kWide : kLanes] = {};
+
+    using Sums = SumsOf<kLast, Floats, 2 * kMost>;
 
     Backward(const Shape& shape, const AgmmNeuron& neuron, const AgmmBackward& job)
         : Scan<kSteps, kHard>(shape, neuron),
@@ -179,7 +103,7 @@ struct Backward : Scan<kSteps, kHard> {
           through(all(neuron.detach ? 0 : 1)) {}
 
     template <bool kFull>
-    void run(const Place& place, size_t slot) {
+    void run(const Place& place, Sums& sums, size_t channel) const {
         Lanes u[kMost], v = {};
 #pragma GCC unroll 8
         for (size_t t = 0; t < this->steps; ++t) {
@@ -196,8 +120,8 @@ struct Backward : Scan<kSteps, kHard> {
             const Lanes g = job.grad_x ? du + take<kFull>(job.grad_x + at, place.count) : du;
             give<kFull>(job.g + at, g, place.count, past_caches);
             if (job.n) {
-                add(sums[0][t] + slot, g);
-                add(sums[1][t] + slot, g * (take<kFull>(job.n + at, place.count) - centre));
+                sums.add(2 * t, channel, g);
+                sums.add(2 * t + 1, channel, g * (take<kFull>(job.n + at, place.count) - centre));
             }
         }
     }
@@ -211,23 +135,26 @@ struct Backward : Scan<kSteps, kHard> {
         return ds * triangle + (kHard ? unless(reaches(u, this->threshold), dv) : dv);
     }
 
-    void flush(const Place& line) {
+    void take_up(const Place& line, Sums& sums) const {
         if (!job.n) return;
+#pragma GCC unroll 8
         for (size_t t = 0; t < this->steps; ++t) {
             double* totals = job.sums + t * coefficients + line.coefficient;
-            add_to<kLast>(totals, sums[0][t], line.count);
-            add_to<kLast>(totals + this->steps * coefficients, sums[1][t], line.count);
+            sums.move_to(totals, 2 * t, line.count);
+            sums.move_to(totals + this->steps * coefficients, 2 * t + 1, line.count);
         }
     }
 };
 
 template <bool kLast>
 struct Affine {
+    using Sums = NoSums;
+
     const AgmmAffine job;
     const bool past_caches;
 
     template <bool kFull>
-    void run(const Place& place, size_t) const {
+    void run(const Place& place, Sums&, size_t) const {
         const auto of = [&](const float* x) __attribute__((always_inline)) {
             return of_channel<kLast, kFull>(x, place.count);
         };
@@ -238,7 +165,7 @@ struct Affine {
         give<kFull>(job.dn + place.at, dn, place.count, past_caches);
     }
 
-    void flush(const Place&) const {}
+    void take_up(const Place&, Sums&) const {}
 };
 
 void moments(const Shape& shape, const float* n, double* sums, Part part) {
@@ -248,10 +175,10 @@ void moments(const Shape& shape, const float* n, double* sums, Part part) {
         double *to = sums + t * of_step, *squares = to + shape.steps * of_step;
         if (shape.last) {
             Moments<true> body{from, to, squares};
-            each_run<true>(body, shape, part);
+            each_line<true>(body, shape, part);
         } else {
             Moments<false> body{from, to, squares};
-            each_run<false>(body, shape, part);
+            each_line<false>(body, shape, part);
         }
     }
 }
@@ -264,10 +191,10 @@ void affine(const Shape& shape, const AgmmAffine& job, Part part) {
                                  job.by_n,    job.rest + coefficient, job.dn + at};
         if (shape.last) {
             Affine<true> body{here, shape.stream};
-            each_run<true>(body, shape, part);
+            each_line<true>(body, shape, part);
         } else {
             Affine<false> body{here, shape.stream};
-            each_run<false>(body, shape, part);
+            each_line<false>(body, shape, part);
         }
     }
     if (shape.stream) end_stream();
@@ -277,10 +204,10 @@ template <template <size_t, bool, bool> class Pass, size_t kSteps, bool kHard, t
 void scan_of(const Shape& shape, const AgmmNeuron& neuron, const Job& job, Part part) {
     if (shape.last) {
         Pass<kSteps, kHard, true> body(shape, neuron, job);
-        each_run<true>(body, shape, part);
+        each_line<true>(body, shape, part);
     } else {
         Pass<kSteps, kHard, false> body(shape, neuron, job);
-        each_run<false>(body, shape, part);
+        each_line<false>(body, shape, part);
     }
     if (shape.stream) end_stream();
 }

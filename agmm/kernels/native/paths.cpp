@@ -1,6 +1,7 @@
 // One set of sources, compiled once a path; the processor decides at run time.
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -15,6 +16,7 @@
 #endif
 namespace agmm::fused::avx512 {
 #include "avx512.h"
+#include "lines.h"
 #include "passes.h"
 }  // namespace agmm::fused::avx512
 #if defined(__clang__)
@@ -31,6 +33,7 @@ namespace agmm::fused::avx512 {
 #endif
 namespace agmm::fused::avx2 {
 #include "avx2.h"
+#include "lines.h"
 #include "passes.h"
 }  // namespace agmm::fused::avx2
 #if defined(__clang__)
@@ -43,6 +46,7 @@ namespace agmm::fused::avx2 {
 
 namespace agmm::fused::portable {
 #include "portable.h"
+#include "lines.h"
 #include "passes.h"
 }  // namespace agmm::fused::portable
 

@@ -37,3 +37,5 @@ inline Lanes magnitude(Lanes a) { return (Lanes)((Mask)a & 0x7fffffff); }
 
 inline Halves low_half(Lanes a) { return Halves{a[0], a[1]}; }
 inline Halves high_half(Lanes a) { return Halves{a[2], a[3]}; }
+inline double sum_of(Halves a) { return a[0] + a[1]; }
+inline double sum_of(Lanes a) { return sum_of(low_half(a) + high_half(a)); }
