@@ -102,6 +102,25 @@ def bench_inference(rounds: int, threads: int, layers: bool, networks: bool, as_
         say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
 
 
+@bench.command("neuron")
+@click.option("--rounds", type=click.IntRange(4, 1000), default=15, show_default=True, help="Timings of each.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Cores, one thread each.")
+@click.option("--compiled/--no-compiled", default=True, help="torch.compile of the plain modules, a minute to compile.")
+@JSON
+def bench_neuron(rounds: int, threads: int, compiled: bool, as_json: bool) -> None:
+    """Norm, gate, residual add and neuron as one operation, forward and backward, and the neuron alone.
+
+    Against plain torch, torch.compile, and SpikingJelly and snnTorch where these are installed.
+    """
+    from pipelines.benchmarks.neuron import bench as measure
+
+    result = measure(rounds, threads, compiled=compiled)
+    _print(result, as_json)
+    if not as_json:
+        words = ("processor", "kernels", "threads", "rounds", "python", "torch", "peers")
+        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(result, as_json)
