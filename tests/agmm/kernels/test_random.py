@@ -51,7 +51,7 @@ def test_random_cases_are_the_references(chunk):
     check_seeds(range(chunk * CHUNK, (chunk + 1) * CHUNK))
 
 
-@pytest.mark.parametrize("path", native.available()[1:])
+@pytest.mark.parametrize("path", native.available())
 def test_every_path_is_the_references(path, monkeypatch):
     monkeypatch.setenv(native.VARIABLE, path)
     check_seeds(range(CHUNK))
