@@ -14,16 +14,22 @@ from agmm.precision import at_least_float32
 
 
 def block_end(
-    n_TBCHW: Tensor, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module
+    n_TBCHW: Tensor,
+    r_TBCHW: Tensor | None,
+    norm: nn.Module,
+    gate: nn.Module,
+    neuron: nn.Module,
+    unit_C: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A convolution's output and the shortcut's stream to (the new stream, its spikes), both `[T, B, C, H, W]`.
 
-    That is x = gate(norm(n)) + r and neuron(x); see `agmm.kernels.reference`. Running statistics are updated.
+    That is x = gate(norm(unit * n)) + r and neuron(x), of a unit that is a constant, or None for 1; see
+    `agmm.kernels.reference`. Running statistics are updated.
     """
     n_TBCHW = at_least_float32(n_TBCHW)
     can = compiled.takes(n_TBCHW, r_TBCHW) and compiled.knows(norm, gate, neuron, n_TBCHW.shape[0]) and check.agrees()
     function = compiled.block_end if can else reference.block_end
-    return function(n_TBCHW, r_TBCHW, norm, gate, neuron)
+    return function(n_TBCHW, r_TBCHW, norm, gate, neuron, unit_C)
 
 
 def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:

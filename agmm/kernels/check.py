@@ -55,14 +55,14 @@ def difference() -> str:
         torch.manual_seed(0)
         for (kind, scope), memory_format, reset, detach in cases:
             modules = BatchNorm2d(_SHAPE[2]), make_gate(kind, scope, _SHAPE[0]), LIF(0.5, 1.0, 1.0, detach, reset)
-            inputs = [_random(memory_format) for _ in range(4)]
+            inputs = [*(_random(memory_format) for _ in range(4)), torch.rand(_SHAPE[2]) + 0.5 if detach else None]
             if found := compare(inputs, modules):
                 return f"{found} (gate {kind}/{scope}, {reset} reset, detach_reset={detach}, {memory_format})"
     return ""
 
 
 def compare(inputs: Sequence[Tensor | None], modules: tuple[nn.Module, nn.Module, LIF]) -> str:
-    """What differs, in words, of n, r, dL/dx, dL/dspikes (all but the first may be None) and (norm, gate, neuron)."""
+    """What differs, in words, of n, r, dL/dx, dL/dspikes, unit (None but for the first) and (norm, gate, neuron)."""
     truth = run(reference.block_end, inputs, modules, torch.float64)
     ours = run(compiled.block_end, inputs, modules, torch.float32)
     near = near_threshold(truth["x"], modules[2])
@@ -79,10 +79,10 @@ def run(
 ) -> dict[str, Tensor]:
     """Results, gradients and running statistics by name, in float64, of copies of all inputs and modules in `dtype`."""
     norm, gate, neuron = (copy.deepcopy(module).to(dtype) for module in modules)
-    n, r, grad_x, grad_spikes = (None if each is None else each.to(dtype) for each in inputs)
+    n, r, grad_x, grad_spikes, unit = (None if each is None else each.to(dtype) for each in inputs)
     leaves = {name: each.detach().requires_grad_() for name, each in (("n", n), ("r", r)) if each is not None}
     leaves |= {name: each for module in (norm, gate) for name, each in module.named_parameters()}
-    x, spikes = function(leaves["n"], leaves.get("r"), norm, gate, neuron)
+    x, spikes = function(leaves["n"], leaves.get("r"), norm, gate, neuron, unit)
     pairs = [(out, grad) for out, grad in ((x, grad_x), (spikes, grad_spikes)) if grad is not None]
     torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
     found = {"x": x, "spikes": spikes} | {f"the gradient of {name}": each.grad for name, each in leaves.items()}

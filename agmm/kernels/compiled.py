@@ -19,7 +19,12 @@ _NORMS = (BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def block_end(
-    n_TBCHW: Tensor, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module
+    n_TBCHW: Tensor,
+    r_TBCHW: Tensor | None,
+    norm: nn.Module,
+    gate: nn.Module,
+    neuron: nn.Module,
+    unit_C: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `agmm.kernels.reference.block_end`, for what `takes` and `knows`."""
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
@@ -27,6 +32,7 @@ def block_end(
     remembered = (None, None) if own else (norm.running_mean, norm.running_var)
     x, fired, mean, var, count, _ = ops.block_end(
         n_TBCHW,
+        unit_C,
         r_TBCHW,
         norm.weight,
         norm.bias,

@@ -28,7 +28,7 @@ VARIABLE = "AGMM_KERNELS"
 # Another library than the installed one: how the tests run one that checks itself.
 LIBRARY_VARIABLE = "AGMM_FUSED_LIBRARY"
 # As in native/api.h and native/kernels.h.
-ABI, MOST_STEPS = 1, 32
+ABI, MOST_STEPS = 2, 32
 _MOST_THREADS = 256
 _LONG_LINE = 4096  # values side by side: the tail of a line that is not a whole vector then costs nothing
 
@@ -46,7 +46,7 @@ class _Neuron(ctypes.Structure):
 
 class _Forward(ctypes.Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("n", "scale", "shift", "gate", "r")),
+        *((name, c_void_p) for name in ("n", "unit", "scale", "shift", "gate", "r")),
         ("r_step", c_int64),
         *((name, c_void_p) for name in ("x", "spikes")),
     ]
@@ -56,12 +56,12 @@ class _Backward(ctypes.Structure):
     _fields_ = [
         ("x", c_void_p),
         ("x_step", c_int64),
-        *((name, c_void_p) for name in ("grad_x", "grad_spikes", "n", "centre", "g", "sums")),
+        *((name, c_void_p) for name in ("grad_x", "grad_spikes", "n", "unit", "centre", "g", "sums")),
     ]
 
 
 class _Affine(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("g", "n", "centre", "by_g", "by_n", "rest", "dn")]
+    _fields_ = [(name, c_void_p) for name in ("g", "n", "unit", "centre", "by_g", "by_n", "rest", "dn")]
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,29 @@ def why_not() -> str:
     return library if isinstance(library, str) else ""
 
 
-def moments(layout: Layout, n: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Counts:
+    """A convolution's output n, in units of its channels `[C]` where these are given."""
+
+    values: Tensor
+    unit: Tensor | None = None
+
+    def pointers(self) -> tuple[int | None, int | None]:
+        """Of both."""
+        return _at(self.values), _at(self.unit)
+
+
+def moments(layout: Layout, n: Counts) -> Tensor:
     """Sums of `n` over P, and of its squares, in float64: `[2, T, B, C]`."""
     sums = layout.coefficients(2)
-    _call("moments", layout, _at(n), _at(sums))
+    _call("moments", layout, *n.pointers(), _at(sums))
     return sums
 
 
 def forward(
     layout: Layout,
     neuron: Neuron,
-    n: Tensor | None,
+    n: Counts,
     affine: tuple[Tensor, Tensor, Tensor],
     r: Tensor | None,
     r_step: int,
@@ -164,7 +176,7 @@ def forward(
     spikes: Tensor,
 ) -> None:
     """x = gate * (scale * n + shift) + r into `x`, and its spikes; `affine` is scale `[C]`, shift, gate `[T, B, C]`."""
-    job = _Forward(_at(n), *map(_at, affine), _at(r), r_step, _at(x), _at(spikes))
+    job = _Forward(*n.pointers(), *map(_at, affine), _at(r), r_step, _at(x), _at(spikes))
     _call("forward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
 
 
@@ -180,22 +192,23 @@ def backward(
     x: Tensor,
     x_step: int,
     grads: Iterable[Tensor | None],
-    n: Tensor | None,
+    n: Counts | None,
     centre: Tensor | None,
     g: Tensor,
 ) -> Tensor:
     """dL/dx into `g`, of the gradients of (x, spikes). Of `n`: sums of g and of g * (n - centre), `[2, T, B, C]`."""
     sums = layout.coefficients(2) if n is not None else layout.coefficients(0)
-    job = _Backward(_at(x), x_step, *map(_at, grads), _at(n), _at(centre), _at(g), _at(sums))
+    of_n = n.pointers() if n is not None else (None, None)
+    job = _Backward(_at(x), x_step, *map(_at, grads), *of_n, _at(centre), _at(g), _at(sums))
     _call("backward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
     return sums
 
 
 def affine(
-    layout: Layout, g: Tensor, n: Tensor, centre: Tensor, factors: tuple[Tensor, Tensor, Tensor], dn: Tensor
+    layout: Layout, g: Tensor, n: Counts, centre: Tensor, factors: tuple[Tensor, Tensor, Tensor], dn: Tensor
 ) -> None:
     """dn = by_g * g + by_n * (n - centre) + rest into `dn`, which may be `g`; `[T, B, C]`, `[C]`, `[T, B, C]`."""
-    job = _Affine(_at(g), _at(n), _at(centre), *map(_at, factors), _at(dn))
+    job = _Affine(_at(g), *n.pointers(), _at(centre), *map(_at, factors), _at(dn))
     _call("affine", layout, ctypes.byref(job))
 
 
@@ -251,7 +264,7 @@ def _bind(library: ctypes.CDLL) -> ctypes.CDLL:
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "abi": (c_int32, []),
         "paths": (c_char_p, []),
-        "moments": (None, [c_char_p, shape, c_void_p, c_void_p]),
+        "moments": (None, [c_char_p, shape, c_void_p, c_void_p, c_void_p]),
         "forward": (None, [c_char_p, shape, neuron, POINTER(_Forward)]),
         "backward": (None, [c_char_p, shape, neuron, POINTER(_Backward)]),
         "affine": (None, [c_char_p, shape, POINTER(_Affine)]),

@@ -16,7 +16,7 @@ from torch.distributed import all_reduce, distributed_c10d
 
 from agmm.kernels import native
 from agmm.kernels.algebra import GATES, Gate, Gradients, Norm, OverRanks, gradients, statistics
-from agmm.kernels.native import Layout, Neuron
+from agmm.kernels.native import Counts, Layout, Neuron
 
 
 def _over_ranks(group: str) -> OverRanks:
@@ -30,6 +30,7 @@ def _over_ranks(group: str) -> OverRanks:
 @torch.library.custom_op("agmm::block_end", mutates_args=(), device_types="cpu")
 def block_end(
     n: Tensor,
+    unit: Tensor | None,
     r: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -48,6 +49,7 @@ def block_end(
     """A convolution's output `n` and a stream `r` to (x, spikes), `[T, B, C, H, W]`.
 
     Args:
+        unit: what `n` is in units of, `[C]`, a constant; None for 1.
         weight, bias, eps: of the norm, `[C]`.
         mean, var: remembered statistics `[C]`; None for the batch's own.
         alpha, gate: see `agmm.kernels.algebra.Gate`.
@@ -60,9 +62,9 @@ def block_end(
 
     """
     layout = Layout.of(n)
-    n = layout.dense(n)
+    counts = Counts(layout.dense(n), unit)
     needed = mean is None or GATES[gate] is None
-    sums = native.moments(layout, n) if needed else layout.coefficients(2).zero_()
+    sums = native.moments(layout, counts) if needed else layout.coefficients(2).zero_()
     count = torch.zeros((), dtype=torch.float64)
     if mean is None or var is None:
         mean, var, count = statistics(sums, layout.pixels, _over_ranks(group))
@@ -71,14 +73,14 @@ def block_end(
     norm = Norm(weight, bias, mean, var, count, eps)
     affine = (*norm.affine(), Gate(gate, alpha, layout.pixels).forward(norm, sums[0]))
     stream, step = layout.repeated(r) if r is not None else (None, 0)
-    x, spikes = torch.empty_like(n), torch.empty_like(n)
-    native.forward(layout, Neuron(leak, threshold, width, detach_reset, hard), n, affine, stream, step, x, spikes)
+    x, spikes = torch.empty_like(counts.values), torch.empty_like(counts.values)
+    native.forward(layout, Neuron(leak, threshold, width, detach_reset, hard), counts, affine, stream, step, x, spikes)
     return x, spikes, mean, var, count, sums[0].clone()
 
 
 @block_end.register_fake
 def _(n: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    kind = torch.float64 if rest[3] is None else torch.float32  # the remembered mean
+    kind = torch.float64 if rest[4] is None else torch.float32  # the remembered mean
     like = _like(n)
     statistic = n.new_empty(n.shape[2], dtype=kind)
     count, sums = n.new_empty((), dtype=torch.float64), n.new_empty(n.shape[:3], dtype=torch.float64)
@@ -90,6 +92,7 @@ def block_end_backward(
     grad_x: Tensor | None,
     grad_spikes: Tensor | None,
     n: Tensor,
+    unit: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -113,42 +116,43 @@ def block_end_backward(
     `stream` says whether there is an r, and `count` is None where the statistics were remembered.
     """
     layout = Layout.of(n)
-    n, g = layout.dense(n), torch.empty_like(x)
+    counts, g = Counts(layout.dense(n), unit), torch.empty_like(x)
     grads = tuple(None if grad is None else layout.dense(grad) for grad in (grad_x, grad_spikes))
     neuron, norm = Neuron(leak, threshold, width, detach_reset, hard), Norm(weight, bias, mean, var, count, eps)
     centre = norm.centre()
-    sums_of_g = native.backward(layout, neuron, x, x.stride(0), grads, n, centre, g)
+    sums_of_g = native.backward(layout, neuron, x, x.stride(0), grads, counts, centre, g)
     its: Gradients = gradients(norm, Gate(gate, alpha, layout.pixels), sums, sums_of_g, _over_ranks(group))
-    dn = torch.empty_like(n) if stream else g
-    native.affine(layout, g, n, centre, its.factors, dn)
+    dn = torch.empty_like(g) if stream else g
+    native.affine(layout, g, counts, centre, its.factors if unit is None else its.in_units(unit), dn)
     alpha_T = its.alpha if its.alpha is not None else n.new_empty(0)
     return dn, g if stream else n.new_empty(0), its.weight, its.bias, alpha_T
 
 
 @block_end_backward.register_fake
 def _(*inputs: Any) -> tuple[Tensor, ...]:
-    n, x, weight, bias, alpha, gate, stream = (inputs[i] for i in (2, 3, 4, 5, 10, 12, 19))
+    n, x, weight, bias, alpha, gate, stream = (inputs[i] for i in (2, 4, 5, 6, 11, 13, 20))
     dr = torch.empty_like(x) if stream else n.new_empty(0)
     dalpha = torch.empty_like(alpha) if GATES[gate] is None else n.new_empty(0)
     return torch.empty_like(x), dr, torch.empty_like(weight), torch.empty_like(bias), dalpha
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    n, r, weight, bias, remembered, _, alpha, *ctx.constants = inputs
+    n, unit, r, weight, bias, remembered, _, alpha, *ctx.constants = inputs
     x, _, mean, var, count, sums = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(mean, var, count, sums)
-    ctx.save_for_backward(n, x, weight, bias, mean, var, count if remembered is None else None, sums, alpha)
+    ctx.save_for_backward(n, unit, x, weight, bias, mean, var, count if remembered is None else None, sums, alpha)
     ctx.stream = r is not None
 
 
 def _back(ctx: Any, grad_x: Tensor | None, grad_spikes: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_x is None and grad_spikes is None:
-        return (None,) * 15
+        return (None,) * 16
     grads = block_end_backward(grad_x, grad_spikes, *ctx.saved_tensors, *ctx.constants, ctx.stream)
     dn, dr, weight, bias, alpha = grads
     return (
         dn,
+        None,
         dr if ctx.stream else None,
         weight,
         bias,

@@ -65,15 +65,15 @@ using namespace agmm::fused;
 
 extern "C" {
 
-int32_t agmm_fused_abi() { return 1; }
+int32_t agmm_fused_abi() { return 2; }
 
 const char* agmm_fused_paths() { return kernel_names(); }
 
-void agmm_fused_moments(const char* path, const AgmmShape* sizes, const float* n, double* sums) {
+void agmm_fused_moments(const char* path, const AgmmShape* sizes, const float* n, const float* unit, double* sums) {
     const Shape shape = shape_of(*sizes);
     std::fill_n(sums, 2 * shape.steps * shape.coefficients(), 0.0);
     const Kernels& kernels = *find_kernels(path);
-    each_part(shape, sizes->threads, [&](Part part) { kernels.moments(shape, n, sums, part); });
+    each_part(shape, sizes->threads, [&](Part part) { kernels.moments(shape, n, unit, sums, part); });
 }
 
 void agmm_fused_forward(const char* path, const AgmmShape* sizes, const AgmmNeuron* neuron, const AgmmForward* job) {

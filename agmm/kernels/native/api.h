@@ -19,8 +19,9 @@ struct AgmmNeuron {
 };
 
 // x = gate * (scale * n + shift) + r, spikes = neuron(x). Without n, x is r; without r, it is not added; x may be null.
+// Here and below n is given in units of its channel, [C]: null where they are 1.
 struct AgmmForward {
-    const float *n, *scale, *shift;  // [T, B, C, P], [C], [C]
+    const float *n, *unit, *scale, *shift;  // [T, B, C, P], [C], [C], [C]
     const float* gate;               // [T, B, C]
     const float* r;
     int64_t r_step;
@@ -33,14 +34,14 @@ struct AgmmBackward {
     const float* x;
     int64_t x_step;
     const float *grad_x, *grad_spikes;
-    const float *n, *centre;  // may be null; [C]
+    const float *n, *unit, *centre;  // may be null; [C], [C]
     float* g;
     double* sums;  // [2, T, B, C]
 };
 
 // dn = by_g * g + by_n * (n - centre) + rest. dn may be g.
 struct AgmmAffine {
-    const float *g, *n, *centre;
+    const float *g, *n, *unit, *centre;
     const float *by_g, *by_n, *rest;  // [T, B, C], [C], [T, B, C]
     float* dn;
 };
@@ -50,7 +51,7 @@ int32_t agmm_fused_abi();
 // Names of the paths that this machine runs, best first, separated by spaces.
 const char* agmm_fused_paths();
 // sums[0] = sum of n over P, sums[1] = sum of its squares: [2, T, B, C].
-void agmm_fused_moments(const char* path, const AgmmShape* shape, const float* n, double* sums);
+void agmm_fused_moments(const char* path, const AgmmShape* shape, const float* n, const float* unit, double* sums);
 void agmm_fused_forward(const char* path, const AgmmShape* shape, const AgmmNeuron* neuron, const AgmmForward* job);
 void agmm_fused_backward(const char* path, const AgmmShape* shape, const AgmmNeuron* neuron, const AgmmBackward* job);
 void agmm_fused_affine(const char* path, const AgmmShape* shape, const AgmmAffine* job);

@@ -26,6 +26,13 @@ inline Lanes of_channel(const float* x, size_t count) {
     return kLast ? take<kFull>(x, count) : all(*x);
 }
 
+// n in units of its channel.
+template <bool kLast, bool kFull>
+inline Lanes take_n(const float* n, const float* unit, const Place& place) {
+    const Lanes value = take<kFull>(n, place.count);
+    return unit ? value * of_channel<kLast, kFull>(unit + place.channel, place.count) : value;
+}
+
 // Groups of a line of `length` values; each is told which channel of the line it begins with.
 template <bool kLast, typename Body, typename Sums>
 inline void each_group(const Body& body, Place line, size_t length, Sums& sums) {

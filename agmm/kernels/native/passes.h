@@ -5,12 +5,12 @@ template <bool kLast>
 struct Moments {
     using Sums = SumsOf<kLast, Doubles, 2>;
 
-    const float* n;
+    const float *n, *unit;
     double *sums, *squares;
 
     template <bool kFull>
     void run(const Place& place, Sums& part, size_t channel) const {
-        const Lanes x = take<kFull>(n + place.at, place.count);
+        const Lanes x = take_n<kLast, kFull>(n + place.at, unit, place);
         const Halves low = low_half(x), high = high_half(x);
         const size_t next = channel + kLanes / 2;
         part.add(0, channel, low), part.add(0, next, high);
@@ -65,7 +65,7 @@ struct Forward : Scan<kSteps, kHard> {
             Lanes x = {};
             if (job.n) {
                 const Lanes gate = of_channel<kLast, kFull>(job.gate + t * coefficients + place.coefficient, place.count);
-                x = gate * multiply_add(take<kFull>(job.n + at, place.count), scale, shift);
+                x = gate * multiply_add(take_n<kLast, kFull>(job.n + at, job.unit, place), scale, shift);
             }
             if (job.r) {
                 const Lanes r = take<kFull>(job.r + t * job.r_step + place.at, place.count);
@@ -121,7 +121,7 @@ struct Backward : Scan<kSteps, kHard> {
             give<kFull>(job.g + at, g, place.count, past_caches);
             if (job.n) {
                 sums.add(2 * t, channel, g);
-                sums.add(2 * t + 1, channel, g * (take<kFull>(job.n + at, place.count) - centre));
+                sums.add(2 * t + 1, channel, g * (take_n<kLast, kFull>(job.n + at, job.unit, place) - centre));
             }
         }
     }
@@ -158,7 +158,7 @@ struct Affine {
         const auto of = [&](const float* x) __attribute__((always_inline)) {
             return of_channel<kLast, kFull>(x, place.count);
         };
-        const Lanes n = take<kFull>(job.n + place.at, place.count) - of(job.centre + place.channel);
+        const Lanes n = take_n<kLast, kFull>(job.n + place.at, job.unit, place) - of(job.centre + place.channel);
         const Lanes g = take<kFull>(job.g + place.at, place.count);
         const Lanes dn = of(job.by_g + place.coefficient) * g + of(job.by_n + place.channel) * n +
                          of(job.rest + place.coefficient);
@@ -168,16 +168,16 @@ struct Affine {
     void take_up(const Place&, Sums&) const {}
 };
 
-void moments(const Shape& shape, const float* n, double* sums, Part part) {
+void moments(const Shape& shape, const float* n, const float* unit, double* sums, Part part) {
     const size_t of_step = shape.coefficients();
     for (size_t t = 0; t < shape.steps; ++t) {
         const float* from = n + t * shape.step();
         double *to = sums + t * of_step, *squares = to + shape.steps * of_step;
         if (shape.last) {
-            Moments<true> body{from, to, squares};
+            Moments<true> body{from, unit, to, squares};
             each_line<true>(body, shape, part);
         } else {
-            Moments<false> body{from, to, squares};
+            Moments<false> body{from, unit, to, squares};
             each_line<false>(body, shape, part);
         }
     }
@@ -187,8 +187,8 @@ void affine(const Shape& shape, const AgmmAffine& job, Part part) {
     const size_t values = shape.step(), of_step = shape.coefficients();
     for (size_t t = 0; t < shape.steps; ++t) {
         const size_t at = t * values, coefficient = t * of_step;
-        const AgmmAffine here = {job.g + at,  job.n + at, job.centre, job.by_g + coefficient,
-                                 job.by_n,    job.rest + coefficient, job.dn + at};
+        const AgmmAffine here = {job.g + at, job.n + at, job.unit, job.centre, job.by_g + coefficient,
+                                 job.by_n,   job.rest + coefficient, job.dn + at};
         if (shape.last) {
             Affine<true> body{here, shape.stream};
             each_line<true>(body, shape, part);

@@ -47,7 +47,8 @@ def draw_case(seed):
     if r is not None:
         r = r.expand(shape)
     given = draw.of(((grad_x, grad_spikes), (None, grad_spikes), (grad_x, None)))
-    return [n + draw.of((0, 0, 2.5)), r, *given], modules
+    unit = draw.of((None, 1 + 0.3 * draw.normal(shape[2]).abs()))
+    return [n + draw.of((0, 0, 2.5)), r, *given, unit], modules
 
 
 @torch.no_grad()

@@ -129,7 +129,9 @@ def test_a_large_mean_costs_no_accuracy():
     """Of values around 1000 with a deviation of 1, the variance is a small difference of large sums."""
     norm = BatchNorm2d(SHAPE[2])
     n = torch.round(currents(*SHAPE) * 8) / 8 + 1000
-    _, _, mean, var, *_ = ops.block_end(n, None, norm.weight, norm.bias, None, None, None, 1e-5, "none", *NEURON, "")
+    _, _, mean, var, *_ = ops.block_end(
+        n, None, None, norm.weight, norm.bias, None, None, None, 1e-5, "none", *NEURON, ""
+    )
     torch.testing.assert_close(mean, n.double().mean(dim=(0, 1, 3, 4)), rtol=1e-12, atol=0)
     torch.testing.assert_close(var, n.double().var(dim=(0, 1, 3, 4), correction=0), rtol=1e-9, atol=0)
 
@@ -180,9 +182,11 @@ def test_operators_are_registered_as_torch_asks():
     n, r = (currents(*SHAPE, seed=seed).requires_grad_() for seed in (0, 1))
     weight, bias, alpha = (nn.Parameter(torch.ones(size)) for size in (5, 5, 4))
     operator = torch.ops.agmm.block_end.default
-    torch.library.opcheck(operator, (n, r, weight, bias, None, None, alpha, 1e-5, "sample", *NEURON, ""))
+    torch.library.opcheck(
+        operator, (n, weight.detach(), r, weight, bias, None, None, alpha, 1e-5, "sample", *NEURON, "")
+    )
     remembered = torch.zeros(5), torch.ones(5)
-    torch.library.opcheck(operator, (n, None, weight, bias, *remembered, None, 1e-5, "none", *NEURON, ""))
+    torch.library.opcheck(operator, (n, None, None, weight, bias, *remembered, None, 1e-5, "none", *NEURON, ""))
     torch.library.opcheck(torch.ops.agmm.spikes.default, (n, *NEURON))
 
 
@@ -206,6 +210,27 @@ def test_compiled_code_passes_through():
 
 
 @needs_passes
+@pytest.mark.parametrize("last", [False, True])
+def test_a_unit_is_a_product(last):
+    """Not a bit differs from multiplying before; but for the gradient, whose factors are multiplied in its place."""
+    unit, r, upstream = torch.rand(5) + 0.1, currents(*SHAPE, seed=1), currents(*SHAPE, seed=2)
+    counts = torch.round(currents(*SHAPE) * 8)
+    if last:
+        counts = counts.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, SHAPE[:2])
+    results = []
+    for inside in (True, False):
+        norm, gate, neuron = modules()
+        leaf = counts.detach().requires_grad_()
+        n = leaf if inside else leaf * unit.view(-1, 1, 1)
+        x, fired = block_end(n, r, norm, gate, neuron, unit if inside else None)
+        torch.autograd.backward([x, fired], [upstream, upstream])
+        results.append((x, fired, norm.weight.grad, gate.alpha.grad, norm.running_var, leaf.grad))
+    *exact, gradient = zip(*results, strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in exact)
+    torch.testing.assert_close(*gradient, rtol=1e-5, atol=1e-6)
+
+
+@needs_passes
 def test_autocast_leaves_it_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         x, fired = block_end(currents(*SHAPE).bfloat16(), currents(*SHAPE), *modules())
@@ -214,7 +239,10 @@ def test_autocast_leaves_it_in_float32():
 
 @needs_passes
 def test_results_do_not_depend_on_the_number_of_threads():
-    inputs, parts = [currents(4, 8, 64, 15, 15, seed=seed) for seed in range(4)], (BatchNorm2d(64), AGMM(4), LIF())
+    inputs, parts = (
+        [*(currents(4, 8, 64, 15, 15, seed=seed) for seed in range(4)), None],
+        (BatchNorm2d(64), AGMM(4), LIF()),
+    )
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):

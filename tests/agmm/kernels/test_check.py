@@ -62,7 +62,7 @@ def test_without_compiled_passes_the_reference_runs(monkeypatch):
     assert not check.agrees()
     assert native.available() == ()
     with pytest.raises(RuntimeError, match="there is no compiler"):
-        native.moments(native.Layout(1, 1, 1, 1), torch.zeros(1))
+        native.moments(native.Layout(1, 1, 1, 1), native.Counts(torch.zeros(1)))
 
 
 @needs_passes

