@@ -180,6 +180,55 @@ def binary_convolution(
     return layer(x_NHWI).astype(np.int32)
 
 
+def fits(in_channels: int, stride: int, side: int) -> bool:
+    """Whether there are kernels, and they take spikes of so many channels, at that stride, with sides up to `side`."""
+    return not why_not() and stride in (1, 2) and 9 * in_channels <= np.iinfo(np.int16).max and side <= _MOST_SIDE
+
+
+def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads: int = 1) -> None:
+    """Spikes, 0 and 1, into `bits` `[N, H + 2, W + 2, ceil(I / 64)]`, which get a border of zeros.
+
+    Raises ValueError for another value. The caller sees to shapes, types and memory, here and in the two below.
+    """
+    if _loaded().agmm_pack_spikes(
+        _checked_path(None).encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data
+    ):
+        raise ValueError("Spikes are 0 or 1, and these hold another value.")
+
+
+def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[np.float32], *, threads: int = 1) -> None:
+    """The inverse of `pack_spikes`."""
+    _loaded().agmm_unpack_spikes(
+        _checked_path(None).encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data
+    )
+
+
+def convolve_spikes(
+    bits: NDArray[np.int64],
+    signs_O33I: NDArray[np.float32],
+    stride: int,
+    out_NHWO: NDArray[np.float32],
+    *,
+    threads: int = 1,
+) -> None:
+    """Packed spikes by signs, +1 and -1, into `out`. Raises MemoryError."""
+    number, rows, columns, _ = bits.shape
+    outs, *_, ins = signs_O33I.shape
+    sizes = (number, rows - 2, columns - 2, ins)
+    _raise_for(
+        _loaded().agmm_convolve_spikes(
+            _checked_path(None).encode(),
+            threads,
+            bits.ctypes.data,
+            *sizes,
+            signs_O33I.ctypes.data,
+            outs,
+            stride,
+            out_NHWO.ctypes.data,
+        )
+    )
+
+
 def multiply_adds(rounds: int, *, path: str | None = None) -> int:
     """Do float32 multiply-adds in registers, on one thread; returns how many: what measures a processor's peak."""
     lib, half = _loaded(), ctypes.c_float(0.5)

@@ -8,6 +8,7 @@
 
 #include "inference.h"
 #include "layer.h"
+#include "spikes.h"
 
 namespace agmm {
 namespace {
@@ -50,6 +51,10 @@ struct Network {
     }
 };
 
+BitMaps maps_of(int64_t count, int32_t height, int32_t width, int32_t channels) {
+    return {1, (int)count, height, width, (int)words_of(channels)};
+}
+
 template <typename Body>
 int guarded(Body body) {
     try {
@@ -69,7 +74,7 @@ using namespace agmm;
 
 extern "C" {
 
-int32_t agmm_abi() { return 1; }
+int32_t agmm_abi() { return 2; }
 
 const char* agmm_paths() { return kernel_names(); }
 
@@ -93,6 +98,27 @@ int64_t agmm_memory(const void* network) {
     int64_t sum = 0;
     for (const Room& room : static_cast<const Network*>(network)->rooms) sum += room.bytes();
     return sum;
+}
+
+int agmm_pack_spikes(const char* path, int32_t threads, const float* x, int64_t count, int32_t height, int32_t width,
+                     int32_t channels, uint64_t* bits) {
+    const BitMaps maps = maps_of(count, height, width, channels);
+    return pack_spikes(*find_kernels(path), threads, x, maps, channels, bits) ? 0 : kTooLarge;
+}
+
+void agmm_unpack_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
+                        int32_t width, int32_t channels, float* x) {
+    unpack_spikes(*find_kernels(path), threads, bits, maps_of(count, height, width, channels), channels, x);
+}
+
+int agmm_convolve_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
+                         int32_t width, int32_t channels, const float* signs, int32_t out_channels, int32_t stride,
+                         float* out) {
+    return guarded([&] {
+        const Kernels& kernels = *find_kernels(path);
+        const Signs layer = load_float_signs(kernels, threads, signs, out_channels, channels, stride);
+        convolve_spikes(kernels, threads, layer, bits, maps_of(count, height, width, channels), out);
+    });
 }
 
 int agmm_layer_create(const char* path, int32_t threads, const uint8_t* signs, int32_t out_channels,

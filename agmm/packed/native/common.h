@@ -242,6 +242,55 @@ bool pack_values(const uint8_t* x, int pixels, int channels, int planes, size_t 
     return wrong == 0;
 }
 
+// 16 values as bits; `wrong` becomes other than zero where one is neither 0 nor 1.
+inline unsigned pack_group(const float* values, Lanes& wrong) {
+    unsigned ones = 0;
+    for (int i = 0; i < kParts; ++i) {
+        Lanes x = load(values + i * kLanes);
+        ones |= spike_and_reset<false>(x, all(1.0f)) << (i * kLanes);
+        wrong += x * x;  // what is left when the ones are taken off
+    }
+    return ones;
+}
+
+bool pack_floats(const float* x, int pixels, int channels, uint64_t* bits) {
+    const int whole = channels / kGroup, rest = channels % kGroup, groups = (int)words_of(channels) * 4;
+    float last[kGroup] = {};
+    Lanes wrong = {};
+    for (int pixel = 0; pixel < pixels; ++pixel, x += channels, bits += groups / 4) {
+        Bits16* to = (Bits16*)bits;
+        for (int g = 0; g < whole; ++g) to[g] = (Bits16)pack_group(x + g * kGroup, wrong);
+        for (int g = whole; g < groups; ++g) to[g] = 0;
+        if (rest) to[whole] = (Bits16)pack_group((float*)std::memcpy(last, x + whole * kGroup, rest * 4), wrong);
+    }
+    for (int i = 0; i < kLanes; ++i) {
+        if (!(wrong[i] == 0)) return false;
+    }
+    return true;
+}
+
+void unpack_floats(const uint64_t* bits, int pixels, int channels, float* x) {
+    const int words = (int)words_of(channels);
+    for (int pixel = 0; pixel < pixels; ++pixel, bits += words) {
+        for (int begin = 0; begin < channels; begin += 32) {
+            const uint32_t part = (uint32_t)(bits[begin / 64] >> (begin % 64));
+            const int count = channels - begin < 32 ? channels - begin : 32;
+            float* to = x + (size_t)pixel * channels + begin;
+            for (int i = 0; i < count; ++i) to[i] = (float)(part >> i & 1);
+        }
+    }
+}
+
+void to_floats(const int16_t* n, size_t pixels, int out16, int channels, float* out) {
+    if (out16 == channels) {
+        for (size_t i = 0; i < pixels * channels; i += kLanes) store(out + i, from_int16(n + i));
+        return;
+    }
+    for (size_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int c = 0; c < channels; ++c) out[pixel * channels + c] = n[pixel * out16 + c];
+    }
+}
+
 // As many chains as hide the latency of an addition: what a processor can do at the most.
 int64_t multiply_adds(int64_t rounds, float* sum) {
     constexpr int kChains = 12;

@@ -66,6 +66,9 @@ namespace {
      path::dots,          \
      path::window_spikes, \
      path::pack_values,   \
+     path::pack_floats,   \
+     path::unpack_floats, \
+     path::to_floats,     \
      path::count_bits,    \
      path::products,      \
      path::fire,          \

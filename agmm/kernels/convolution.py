@@ -1,0 +1,121 @@
+"""A binary convolution of spikes while training: bits forward, floats backward.
+
+Forward it is the packed networks' kernel, which is exact; what autograd keeps of the spikes are their bits, a 32nd of
+them. Backward the spikes are unpacked, and torch's own convolution gives both gradients, in bfloat16 under autocast.
+
+Axes: N images (T * B), I input and O output channels, H, W; words are of 64 channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agmm.packed import native
+
+_ONES = [1, 1]
+
+
+def takes(x: Tensor, signs: Tensor, stride: int) -> bool:
+    """Whether the kernels take spikes `[N, I, H, W]` and signs `[O, I, 3, 3]`."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == signs.dtype == torch.float32
+        and x.ndim == signs.ndim == 4
+        and x.numel() > 0
+        and tuple(signs.shape[1:]) == (x.shape[1], 3, 3)
+        and native.fits(x.shape[1], stride, max(x.shape))
+    )
+
+
+def spike_convolution(x: Tensor, signs: Tensor, stride: int = 1) -> Tensor:
+    """Spikes `[N, I, H, W]`, 0 and 1, by signs `[O, I, 3, 3]`, +1 and -1, padded by 1: `[N, O, H', W']`, channels last.
+
+    For what `takes`. Raises ValueError for other values than 0 and 1.
+    """
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return _convolve(x, signs, stride, half)[0]
+
+
+@torch.library.custom_op("agmm::spike_convolution", mutates_args=(), device_types="cpu")
+def _convolve(x: Tensor, signs: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    """The sums, and the spikes as bits with their border, int64 `[N, H + 2, W + 2, words]`; `half`: of gradients."""
+    x_NHWI = x.permute(0, 2, 3, 1).contiguous()
+    bits = torch.empty(_bits_shape(x), dtype=torch.int64)
+    threads = torch.get_num_threads()
+    native.pack_spikes(x_NHWI.numpy(), bits.numpy(), threads=threads)
+    out = _result(x, signs, stride)
+    signs_O33I = signs.permute(0, 2, 3, 1).contiguous()
+    native.convolve_spikes(bits.numpy(), signs_O33I.numpy(), stride, out.permute(0, 2, 3, 1).numpy(), threads=threads)
+    return out, bits
+
+
+@_convolve.register_fake
+def _(x: Tensor, signs: Tensor, stride: int, _: bool) -> tuple[Tensor, Tensor]:
+    return _result(x, signs, stride), x.new_empty(_bits_shape(x), dtype=torch.int64)
+
+
+def _bits_shape(x: Tensor) -> tuple[int, ...]:
+    images, channels, height, width = x.shape
+    return images, height + 2, width + 2, -(-channels // 64)
+
+
+def _result(x: Tensor, signs: Tensor, stride: int) -> Tensor:
+    sides = [-(-side // stride) for side in x.shape[2:]]
+    return x.new_empty((x.shape[0], *sides, len(signs))).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("agmm::spike_convolution_backward", mutates_args=(), device_types="cpu")
+def _gradients(
+    grad: Tensor, bits: Tensor, signs: Tensor, stride: int, half: bool, of_spikes: bool, of_signs: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of spikes and signs; empty where they are not asked for."""
+    kind = torch.bfloat16 if half else torch.float32
+    x = _unpacked(bits, signs.shape[1])
+    grad, x, signs = (each.to(kind, memory_format=torch.channels_last) for each in (grad, x, signs))
+    strides, mask = [stride, stride], [of_spikes, of_signs, False]
+    dx, dsigns, _ = torch.ops.aten.convolution_backward(
+        grad, x, signs, None, strides, _ONES, _ONES, False, [0, 0], 1, mask
+    )
+    return _or_empty(dx, grad), _or_empty(dsigns, grad)
+
+
+@_gradients.register_fake
+def _(grad: Tensor, bits: Tensor, signs: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
+    *_, of_spikes, of_signs = asked
+    images, rows, columns, _ = bits.shape
+    x = grad.new_empty((images, rows - 2, columns - 2, signs.shape[1])).permute(0, 3, 1, 2)
+    empty = grad.new_empty(0)
+    dsigns = torch.empty_like(signs, memory_format=torch.channels_last) if of_signs else empty
+    return x if of_spikes else empty.clone(), dsigns
+
+
+def _unpacked(bits: Tensor, channels: int) -> Tensor:
+    images, rows, columns, _ = bits.shape
+    x_NHWI = torch.empty(images, rows - 2, columns - 2, channels)
+    native.unpack_spikes(bits.numpy(), x_NHWI.numpy(), threads=torch.get_num_threads())
+    return x_NHWI.permute(0, 3, 1, 2)
+
+
+def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=torch.float32) if grad is None else grad.float()
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, signs, ctx.stride, ctx.half = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], signs)
+
+
+def _back(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    of_spikes, of_signs = ctx.needs_input_grad[:2]
+    if grad is None:
+        return None, None, None, None
+    dx, dsigns = _gradients(grad, *ctx.saved_tensors, ctx.stride, ctx.half, of_spikes, of_signs)
+    return dx if of_spikes else None, dsigns if of_signs else None, None, None
+
+
+_convolve.register_autograd(_back, setup_context=_keep)
