@@ -82,14 +82,9 @@ class BinaryConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes `[N, I, H, W]` to `[N, O, H', W']`, float32 also under autocast."""
-        counts, scale_O = self.count(x)
-        return counts * scale_O.view(-1, 1, 1)
-
-    def count(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` is the product of: sums of signs `[N, O, H', W']` and their scale `[O]`."""
         signs, scale = self.binarise()
         counts = F.conv2d(x, signs, stride=self.stride, padding=self.padding)
-        return at_least_float32(counts), scale.flatten()
+        return at_least_float32(counts) * scale.view(-1, 1, 1)
 
 
 class RealConv2d(nn.Conv2d):

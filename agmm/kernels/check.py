@@ -31,33 +31,35 @@ _verdicts: dict[str, bool] = {}
 
 @torch.compiler.assume_constant_result
 def agrees() -> bool:
-    """Whether the compiled passes are there and may be used. Compares once a process, and warns of a difference."""
-    if native.why_not():
-        return False
-    path = native.path()
-    if path not in _verdicts:
-        reason = difference()
-        _verdicts[path] = not reason
+    """Whether the compiled passes are there and may be used."""
+    return not native.why_not() and verdict(f"fused neuron kernels ({native.path()})", difference)
+
+
+def verdict(what: str, difference: Callable[[], str]) -> bool:
+    """Whether `what` agrees with its reference. Compares once a process, and warns of a difference."""
+    if what not in _verdicts:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            torch.manual_seed(0)
+            reason = difference()
+        _verdicts[what] = not reason
         if reason:
             warnings.warn(
-                f"The fused neuron kernels ({path}) are switched off and the reference runs in their place: {reason}.",
+                f"The {what} are switched off and the reference runs in their place: {reason}.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-    return _verdicts[path]
+    return _verdicts[what]
 
 
 def difference() -> str:
     """Where the compiled passes differ from the reference, in words; empty where they agree."""
     formats = (torch.contiguous_format, torch.channels_last)
     cases = itertools.product(_GATES, formats, ("hard", "soft"), (False, True))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        torch.manual_seed(0)
-        for (kind, scope), memory_format, reset, detach in cases:
-            modules = BatchNorm2d(_SHAPE[2]), make_gate(kind, scope, _SHAPE[0]), LIF(0.5, 1.0, 1.0, detach, reset)
-            inputs = [*(_random(memory_format) for _ in range(4)), torch.rand(_SHAPE[2]) + 0.5 if detach else None]
-            if found := compare(inputs, modules):
-                return f"{found} (gate {kind}/{scope}, {reset} reset, detach_reset={detach}, {memory_format})"
+    for (kind, scope), memory_format, reset, detach in cases:
+        modules = BatchNorm2d(_SHAPE[2]), make_gate(kind, scope, _SHAPE[0]), LIF(0.5, 1.0, 1.0, detach, reset)
+        inputs = [*(_random(memory_format) for _ in range(4)), torch.rand(_SHAPE[2]) + 0.5 if detach else None]
+        if found := compare(inputs, modules):
+            return f"{found} (gate {kind}/{scope}, {reset} reset, detach_reset={detach}, {memory_format})"
     return ""
 
 

@@ -11,15 +11,70 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from agmm.binary import BinaryConv2d
+from agmm.kernels.check import TOLERANCE, deviation, verdict
+from agmm.kernels.compiled import watched
 from agmm.packed import native
+from agmm.precision import at_least_float32
 
 _ONES = [1, 1]
 
 
+def count(conv: nn.Module, spikes_NIHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`conv(spikes)`, 0 and 1, in units `[O]`; None for 1.
+
+    By bits where `conv` is a binary convolution that the kernels know and nobody watches. Its scale is the unit where it
+    is a constant, so that who takes the result can multiply by it on the way.
+    """
+    if not _is_plain(conv):
+        return conv(spikes_NIHW), None
+    assert isinstance(conv, BinaryConv2d)
+    signs, scale = conv.binarise()
+    function = spike_convolution if takes(spikes_NIHW, signs, conv.stride[0]) and agrees() else _reference
+    counts, scale_O = function(spikes_NIHW, signs, conv.stride[0]), scale.flatten()
+    return (in_units(counts, scale_O), None) if scale.requires_grad else (counts, scale_O)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    known = isinstance(conv, BinaryConv2d) and type(conv).forward is BinaryConv2d.forward
+    return known and not watched(conv) and conv.padding == (1, 1) and conv.stride[0] == conv.stride[1]
+
+
+def in_units(n: Tensor, unit_C: Tensor | None) -> Tensor:
+    """`n * unit`, of `[..., C, H, W]`."""
+    return n if unit_C is None else n * unit_C.view(-1, 1, 1)
+
+
+def _reference(x: Tensor, signs: Tensor, stride: int) -> Tensor:
+    return at_least_float32(F.conv2d(x, signs, stride=stride, padding=1))
+
+
+@torch.compiler.assume_constant_result
+def agrees() -> bool:
+    """Whether the kernels are there and agree with torch's convolution on this machine; see `check.verdict`."""
+    return not native.why_not() and verdict(f"kernels of binary convolutions ({native.path()})", difference)
+
+
+def difference() -> str:
+    """Where the kernels differ from torch's convolution, in words; empty where they agree."""
+    for ins, outs, stride in ((64, 32, 1), (130, 17, 2), (3, 16, 1)):
+        x = (torch.rand(3, ins, 9, 7) < 0.3).float().requires_grad_()
+        signs = torch.where(torch.rand(outs, ins, 3, 3) < 0.5, -1.0, 1.0).requires_grad_()
+        ours, truth = (function(x, signs, stride) for function in (spike_convolution, _reference))
+        if not torch.equal(ours, truth):
+            return f"sums differ ({ins} channels, stride {stride})"
+        grad = torch.randn(truth.shape)
+        pairs = zip(*(torch.autograd.grad(each, (x, signs), grad) for each in (ours, truth)), strict=True)
+        if any(deviation(found, wanted) > TOLERANCE for found, wanted in pairs):
+            return f"gradients differ ({ins} channels, stride {stride})"
+    return ""
+
+
 def takes(x: Tensor, signs: Tensor, stride: int) -> bool:
-    """Whether the kernels take spikes `[N, I, H, W]` and signs `[O, I, 3, 3]`."""
+    """Whether the kernels take spikes `[N, I, H, W]` and signs `[O, I, 3, 3]`, padded by 1."""
     return (
         x.device.type == "cpu"
         and x.dtype == signs.dtype == torch.float32

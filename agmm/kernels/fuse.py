@@ -13,11 +13,15 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from agmm.binary import BinaryConv2d
 from agmm.kernels.block import block_end, spikes
 from agmm.kernels.compiled import watched
+from agmm.kernels.convolution import count, in_units
 from agmm.models.blocks import SpikingBlock, over_time
 from agmm.models.resnet import SpikingResNet
+from agmm.neuron import IF, LIF, PLIF
+
+# Neurons whose output is 0 or 1, which a convolution of bits needs.
+_SPIKING = (LIF, IF, PLIF)
 
 
 class FusedStages(nn.Sequential):
@@ -29,19 +33,19 @@ class FusedStages(nn.Sequential):
             return super().forward(x_TBCHW)
         fired = spikes(x_TBCHW, blocks[0].neuron)
         for block, following in pairwise(blocks):
-            n, unit = _convolved(block.conv, fired)
+            n, unit = _convolved(block, fired)
             r = over_time(block.shortcut, x_TBCHW)
             x_TBCHW, fired = block_end(n, r, block.norm, block.gate, following.neuron, unit)
         last = blocks[-1]
-        current = over_time(lambda s: last.norm(last.conv(s)), fired)
+        current = over_time(last.norm, in_units(*_convolved(last, fired)))
         return last.gate(current) + over_time(last.shortcut, x_TBCHW)
 
 
-def _convolved(conv: nn.Module, fired_TBCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+def _convolved(block: SpikingBlock, fired_TBCHW: Tensor) -> tuple[Tensor, Tensor | None]:
     """The convolution's output, in units of the scale of its weights where that is a constant: one pass less."""
-    if type(conv) is not BinaryConv2d or watched(conv):
-        return over_time(conv, fired_TBCHW), None
-    counts, scale_O = conv.count(fired_TBCHW.flatten(0, 1))
+    if type(block.neuron) not in _SPIKING:
+        return over_time(block.conv, fired_TBCHW), None
+    counts, scale_O = count(block.conv, fired_TBCHW.flatten(0, 1))
     return counts.unflatten(0, fired_TBCHW.shape[:2]), scale_O
 
 

@@ -191,7 +191,7 @@ def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads
     Raises ValueError for another value. The caller sees to shapes, types and memory, here and in the two below.
     """
     if _loaded().agmm_pack_spikes(
-        _checked_path(None).encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data
+        path().encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data
     ):
         raise ValueError("Spikes are 0 or 1, and these hold another value.")
 
@@ -199,7 +199,7 @@ def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads
 def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[np.float32], *, threads: int = 1) -> None:
     """The inverse of `pack_spikes`."""
     _loaded().agmm_unpack_spikes(
-        _checked_path(None).encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data
+        path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data
     )
 
 
@@ -217,7 +217,7 @@ def convolve_spikes(
     sizes = (number, rows - 2, columns - 2, ins)
     _raise_for(
         _loaded().agmm_convolve_spikes(
-            _checked_path(None).encode(),
+            path().encode(),
             threads,
             bits.ctypes.data,
             *sizes,
@@ -227,6 +227,11 @@ def convolve_spikes(
             out_NHWO.ctypes.data,
         )
     )
+
+
+def path() -> str:
+    """The path in use where none is asked for. Raises ValueError where the environment asks for an unknown one."""
+    return _checked_path(None)
 
 
 def multiply_adds(rounds: int, *, path: str | None = None) -> int:

@@ -8,7 +8,6 @@ is a copy, since what is measured is bound by memory.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from agmm.models.blocks import BatchNorm2d
 from agmm.modulation import AGMM
 from agmm.neuron import LIF
 from pipelines.benchmarks import circumstances
+from pipelines.benchmarks.peers import LEAK, peers, versions
 from pipelines.benchmarks.race import Contender, machine, paired, pinned, race
 from pipelines.errors import UserError
 from pipelines.progress import Progress
@@ -30,7 +30,6 @@ from pipelines.progress import Progress
 COPY = "a copy"
 # T, B, C, H, W: the first stage of a ResNet-18 at 224 pixels, and the third.
 SHAPES = ((4, 16, 64, 56, 56), (4, 16, 256, 14, 14))
-LEAK = 0.5
 # Bytes that have to pass for each value: n twice, r, x and spikes; then x, both gradients, n, g; then g, n and dn.
 _BLOCK_BYTES, _NEURON_BYTES, _COPY_BYTES = 52, 20, 8
 
@@ -76,7 +75,7 @@ def bench(
             ):
                 race(contenders, rounds, progress)
                 rows += _rows(f"{kind} {name}", contenders, amount, passed)
-    return {"rows": rows, **circumstances(), "threads": threads, "rounds": rounds, **machine(), "peers": _versions()}
+    return {"rows": rows, **circumstances(), "threads": threads, "rounds": rounds, **machine(), "peers": versions()}
 
 
 def _rows(name: str, contenders: Sequence[Contender], values: float, passed: int) -> list[dict[str, Any]]:
@@ -96,7 +95,7 @@ def _blocks(values: Values, compiled: bool) -> Iterator[Contender]:
     yield Contender("torch", step(reference.block_end, LIF(LEAK)))
     if compiled:
         yield Contender("torch.compile", step(_compiled(reference.block_end), LIF(LEAK)))
-    for name, neuron in _peers():
+    for name, neuron in peers():
         yield Contender(name, step(reference.block_end, neuron))
     yield _copy(values)
 
@@ -108,7 +107,7 @@ def _neurons(values: Values, compiled: bool) -> Iterator[Contender]:
     yield Contender("torch", _neuron_step(values, ours))
     if compiled:
         yield Contender("torch.compile", _neuron_step(values, _compiled(ours)))
-    for name, neuron in _peers():
+    for name, neuron in peers():
         yield Contender(name, _neuron_step(values, neuron))
     yield _copy(values)
 
@@ -163,56 +162,3 @@ def _compiled(function: Any) -> Any:
 def _channels_last(x_TBCHW: Tensor) -> Tensor:
     images = x_TBCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     return images.unflatten(0, x_TBCHW.shape[:2])
-
-
-def _peers() -> Iterator[tuple[str, nn.Module]]:
-    """The neurons of the libraries that are installed, with our leak, threshold and reset."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' own
-        if importlib.util.find_spec("spikingjelly") and importlib.util.find_spec("loguru"):
-            yield "SpikingJelly", _SpikingJelly()
-        if importlib.util.find_spec("snntorch"):
-            yield "snnTorch", _SnnTorch()
-
-
-class _SpikingJelly(nn.Module):
-    """Its LIFNode over all steps: tau is 1 / (1 - leak), PiecewiseQuadratic(1) is the triangle of width 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        library: Any = importlib.import_module("spikingjelly.activation_based.neuron")
-        surrogate: Any = importlib.import_module("spikingjelly.activation_based.surrogate")
-        triangle = surrogate.PiecewiseQuadratic(alpha=1.0)
-        self.node = library.LIFNode(1 / (1 - LEAK), False, surrogate_function=triangle, step_mode="m")
-
-    def forward(self, x_T: Tensor) -> Tensor:
-        self.node.reset()
-        return self.node(x_T)
-
-
-class _SnnTorch(nn.Module):
-    """Its Leaky, step by step, with its own default surrogate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        library: Any = importlib.import_module("snntorch")
-        self.node = library.Leaky(beta=LEAK, reset_mechanism="zero")
-
-    def forward(self, x_T: Tensor) -> Tensor:
-        membrane, fired = self.node.reset_mem(), []
-        for x in x_T.unbind(0):
-            spike, membrane = self.node(x, membrane)
-            fired.append(spike)
-        return torch.stack(fired)
-
-
-def _versions() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = []
-    for name in ("spikingjelly", "snntorch"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)

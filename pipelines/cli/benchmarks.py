@@ -121,6 +121,22 @@ def bench_neuron(rounds: int, threads: int, compiled: bool, as_json: bool) -> No
         say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
 
 
+@bench.command("step")
+@click.option("--rounds", type=click.IntRange(4, 1000), default=9, show_default=True, help="Timings of each.")
+@click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True, help="Cores, one thread each.")
+@click.option("--compiled/--no-compiled", default=True, help="torch.compile of SpikingJelly's network, some minutes.")
+@JSON
+def bench_step(rounds: int, threads: int, compiled: bool, as_json: bool) -> None:
+    """A whole training step of ResNet-18, T = 4, 64 px, batch 16, against plain torch and SpikingJelly's neurons."""
+    from pipelines.benchmarks.step import bench as measure
+
+    result = measure(rounds, threads, compiled=compiled)
+    _print(result, as_json)
+    if not as_json:
+        words = ("processor", "kernels", "threads", "rounds", "python", "torch", "peers")
+        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(result, as_json)
