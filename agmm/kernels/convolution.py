@@ -8,7 +8,7 @@ Axes: N images (T * B), I input and O output channels, H, W; words are of 64 cha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,21 @@ _ONES = [1, 1]
 def count(conv: nn.Module, spikes_NIHW: Tensor) -> tuple[Tensor, Tensor | None]:
     """`conv(spikes)`, 0 and 1, in units `[O]`; None for 1.
 
-    By bits where `conv` is a binary convolution that the kernels know and nobody watches. Its scale is the unit where it
-    is a constant, so that who takes the result can multiply by it on the way.
+    By bits where `conv` is a binary convolution that the kernels know and nobody watches. Its scale is the unit where
+    it is a constant, so that who takes the result can multiply by it on the way.
     """
     if not _is_plain(conv):
         return conv(spikes_NIHW), None
-    assert isinstance(conv, BinaryConv2d)
     signs, scale = conv.binarise()
     function = spike_convolution if takes(spikes_NIHW, signs, conv.stride[0]) and agrees() else _reference
     counts, scale_O = function(spikes_NIHW, signs, conv.stride[0]), scale.flatten()
     return (in_units(counts, scale_O), None) if scale.requires_grad else (counts, scale_O)
 
 
-def _is_plain(conv: nn.Module) -> bool:
-    known = isinstance(conv, BinaryConv2d) and type(conv).forward is BinaryConv2d.forward
-    return known and not watched(conv) and conv.padding == (1, 1) and conv.stride[0] == conv.stride[1]
+def _is_plain(conv: nn.Module) -> TypeGuard[BinaryConv2d]:
+    if not isinstance(conv, BinaryConv2d) or type(conv).forward is not BinaryConv2d.forward:
+        return False
+    return not watched(conv) and conv.padding == (1, 1) and conv.stride[0] == conv.stride[1]
 
 
 def in_units(n: Tensor, unit_C: Tensor | None) -> Tensor:

@@ -181,8 +181,8 @@ def binary_convolution(
 
 
 def fits(in_channels: int, stride: int, side: int) -> bool:
-    """Whether there are kernels, and they take spikes of so many channels, at that stride, with sides up to `side`."""
-    return not why_not() and stride in (1, 2) and 9 * in_channels <= np.iinfo(np.int16).max and side <= _MOST_SIDE
+    """Whether the kernels take spikes of so many channels, at that stride, with sides and images up to `side`."""
+    return stride in (1, 2) and 9 * in_channels <= np.iinfo(np.int16).max and side <= _MOST_SIDE
 
 
 def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads: int = 1) -> None:
@@ -190,17 +190,13 @@ def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads
 
     Raises ValueError for another value. The caller sees to shapes, types and memory, here and in the two below.
     """
-    if _loaded().agmm_pack_spikes(
-        path().encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data
-    ):
+    if _loaded().agmm_pack_spikes(path().encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data):
         raise ValueError("Spikes are 0 or 1, and these hold another value.")
 
 
 def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[np.float32], *, threads: int = 1) -> None:
     """The inverse of `pack_spikes`."""
-    _loaded().agmm_unpack_spikes(
-        path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data
-    )
+    _loaded().agmm_unpack_spikes(path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data)
 
 
 def convolve_spikes(

@@ -35,6 +35,7 @@ class SpikingJelly(nn.Module):
         self.node = library.LIFNode(1 / (1 - LEAK), False, surrogate_function=triangle, step_mode="m")
 
     def forward(self, x_T: Tensor) -> Tensor:
+        """A current `[T, ...]` to spikes."""
         self.node.reset()
         return self.node(x_T)
 
@@ -48,6 +49,7 @@ class SnnTorch(nn.Module):
         self.node = library.Leaky(beta=LEAK, reset_mechanism="zero")
 
     def forward(self, x_T: Tensor) -> Tensor:
+        """A current `[T, ...]` to spikes."""
         membrane, fired = self.node.reset_mem(), []
         for x in x_T.unbind(0):
             spike, membrane = self.node(x, membrane)

@@ -1,4 +1,4 @@
-"""A whole training step: forward, backward and update of an AGMM ResNet-18, against the same network with other neurons.
+"""A training step, forward, backward and update, of an AGMM ResNet-18, against the same network with other neurons.
 
 The peers' network is ours with SpikingJelly's neurons in place of its own, plain torch between them, eager and
 compiled, in float32 and in bfloat16; and plain torch with our own neurons. All are channels last. See `race` for how.

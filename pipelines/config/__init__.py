@@ -80,7 +80,7 @@ class RunConfig(Section):
 # Fields that say where a run executes, not what it computes: a resume may change them.
 FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "tune", "data.uri", "data.loader", "data.threads"})
 # ... but these parts of `run` change the numbers.
-FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic"})
+FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic", "run.kernels"})
 
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:

@@ -20,6 +20,11 @@ class ExecutionConfig(Section):
     cpus_per_worker: int = Field(1, ge=1, description="cores that a worker computes with")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where Ray has any")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; state and weights stay fp32")
+    kernels: Literal["auto", "reference"] = Field(
+        "auto",
+        description="auto: on CPUs the compiled passes over norm, gate and neuron and convolutions of bits, where they "
+        "agree with plain torch on the machine; reference: plain torch",
+    )
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="refuse operations that are not reproducible")
     max_failures: int = Field(3, ge=0, description="times a run restarts after losing a worker")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from agmm.kernels import fuse
+from agmm.kernels.memory import keep_memory
 from agmm.loop import NotFinite, train_step
 from agmm.metrics.flips import signs
 from agmm.mixing import mix_images, mix_targets
@@ -73,6 +75,9 @@ def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path, 
 def _start(plan: Plan) -> State:
     config, world = plan.config, plan.world
     network = build_network(config.model).to(world.device)
+    if config.run.kernels == "auto" and world.device.type == "cpu":
+        keep_memory()
+        fuse(network)
     optimizer = build_optimizer(network, config.optim)
     criterion = build_criterion(config, network, world.device)
     measures = Measures(network, config, world.sum, world.size)
