@@ -125,11 +125,6 @@ class Gradients:
     bias: Tensor
     alpha: Tensor | None
 
-    def in_units(self, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The factors of the gradient of n / unit, `[C]`."""
-        by_g, by_n, rest = self.factors
-        return by_g * unit, by_n * unit, rest * unit
-
 
 def gradients(norm: Norm, gate: Gate, sums_TBC: Tensor, grads_2TBC: Tensor, over_ranks: OverRanks) -> Gradients:
     """What follows from the sums of n, of g and of g * (n - centre) over P.

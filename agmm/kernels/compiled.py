@@ -45,12 +45,12 @@ def block_end(
     )
     if norm.training and norm.running_mean is not None:
         _remember(norm, mean, var, count)
-    return x, fired
+    return x, shown(neuron, x, fired)
 
 
 def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:
     """A current `[T, ...]` to the spikes of neurons that `knows_neuron`."""
-    return ops.spikes(x_T, *_constants(neuron))
+    return shown(neuron, x_T, ops.spikes(x_T, *_constants(neuron)))
 
 
 @torch.no_grad()
@@ -83,14 +83,21 @@ def knows(norm: nn.Module, gate: nn.Module, neuron: nn.Module, steps: int) -> bo
 
 def knows_neuron(neuron: nn.Module) -> bool:
     """As `knows`, of the neuron alone."""
-    return type(neuron) in (LIF, IF) and not watched(neuron)
+    return type(neuron) in (LIF, IF) and not watched(neuron, but_forward=True)
 
 
-def watched(module: nn.Module) -> bool:
-    """Whether the module has hooks of its own, which see only calls of it."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def watched(module: nn.Module, *, but_forward: bool = False) -> bool:
+    """Whether the module has hooks of its own, which see only calls of it; but those that can be `shown` a result."""
+    others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(others) or bool(module._forward_hooks_with_kwargs if but_forward else module._forward_hooks)
+
+
+def shown(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+    """`output`, once the module's forward hooks have seen it as if the module had computed it; they may replace it."""
+    for hook in tuple(module._forward_hooks.values()):
+        other = hook(module, (given,), output)
+        output = output if other is None else other
+    return output
 
 
 def _kind(gate: nn.Module) -> str:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from agmm.binary import BinaryConv2d
 from agmm.kernels.check import TOLERANCE, deviation, verdict
-from agmm.kernels.compiled import watched
+from agmm.kernels.compiled import shown, watched
 from agmm.packed import native
 from agmm.precision import at_least_float32
 
@@ -26,21 +26,23 @@ _ONES = [1, 1]
 def count(conv: nn.Module, spikes_NIHW: Tensor) -> tuple[Tensor, Tensor | None]:
     """`conv(spikes)`, 0 and 1, in units `[O]`; None for 1.
 
-    By bits where `conv` is a binary convolution that the kernels know and nobody watches. Its scale is the unit where
-    it is a constant, so that who takes the result can multiply by it on the way.
+    By bits where `conv` is a binary convolution that the kernels know. Its scale is the unit where it is a constant, so
+    that who takes the result can multiply by it on the way, and where nobody watches the convolution.
     """
     if not _is_plain(conv):
         return conv(spikes_NIHW), None
     signs, scale = conv.binarise()
     function = spike_convolution if takes(spikes_NIHW, signs, conv.stride[0]) and agrees() else _reference
     counts, scale_O = function(spikes_NIHW, signs, conv.stride[0]), scale.flatten()
-    return (in_units(counts, scale_O), None) if scale.requires_grad else (counts, scale_O)
+    if not scale.requires_grad and not conv._forward_hooks:
+        return counts, scale_O
+    return shown(conv, spikes_NIHW, in_units(counts, scale_O)), None
 
 
 def _is_plain(conv: nn.Module) -> TypeGuard[BinaryConv2d]:
     if not isinstance(conv, BinaryConv2d) or type(conv).forward is not BinaryConv2d.forward:
         return False
-    return not watched(conv) and conv.padding == (1, 1) and conv.stride[0] == conv.stride[1]
+    return not watched(conv, but_forward=True) and conv.padding == (1, 1) and conv.stride[0] == conv.stride[1]
 
 
 def in_units(n: Tensor, unit_C: Tensor | None) -> Tensor:

@@ -207,7 +207,10 @@ def backward(
 def affine(
     layout: Layout, g: Tensor, n: Counts, centre: Tensor, factors: tuple[Tensor, Tensor, Tensor], dn: Tensor
 ) -> None:
-    """dn = by_g * g + by_n * (n - centre) + rest into `dn`, which may be `g`; `[T, B, C]`, `[C]`, `[T, B, C]`."""
+    """dn = unit * (by_g * g + by_n * (n - centre) + rest) into `dn`, which may be `g`.
+
+    The factors are `[T, B, C]`, `[C]`, `[T, B, C]`.
+    """
     job = _Affine(_at(g), *n.pointers(), _at(centre), *map(_at, factors), _at(dn))
     _call("affine", layout, ctypes.byref(job))
 

@@ -123,7 +123,7 @@ def block_end_backward(
     sums_of_g = native.backward(layout, neuron, x, x.stride(0), grads, counts, centre, g)
     its: Gradients = gradients(norm, Gate(gate, alpha, layout.pixels), sums, sums_of_g, _over_ranks(group))
     dn = torch.empty_like(g) if stream else g
-    native.affine(layout, g, counts, centre, its.factors if unit is None else its.in_units(unit), dn)
+    native.affine(layout, g, counts, centre, its.factors, dn)
     alpha_T = its.alpha if its.alpha is not None else n.new_empty(0)
     return dn, g if stream else n.new_empty(0), its.weight, its.bias, alpha_T
 

@@ -39,7 +39,7 @@ struct AgmmBackward {
     double* sums;  // [2, T, B, C]
 };
 
-// dn = by_g * g + by_n * (n - centre) + rest. dn may be g.
+// dn = unit * (by_g * g + by_n * (n - centre) + rest). dn may be g.
 struct AgmmAffine {
     const float *g, *n, *unit, *centre;
     const float *by_g, *by_n, *rest;  // [T, B, C], [C], [T, B, C]

@@ -160,8 +160,9 @@ struct Affine {
         };
         const Lanes n = take_n<kLast, kFull>(job.n + place.at, job.unit, place) - of(job.centre + place.channel);
         const Lanes g = take<kFull>(job.g + place.at, place.count);
-        const Lanes dn = of(job.by_g + place.coefficient) * g + of(job.by_n + place.channel) * n +
-                         of(job.rest + place.coefficient);
+        Lanes dn = of(job.by_g + place.coefficient) * g + of(job.by_n + place.channel) * n +
+                   of(job.rest + place.coefficient);
+        if (job.unit) dn = dn * of(job.unit + place.channel);  // rounded as a product behind the convolution is
         give<kFull>(job.dn + place.at, dn, place.count, past_caches);
     }
 

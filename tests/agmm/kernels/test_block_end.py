@@ -67,7 +67,20 @@ def test_the_reference_runs_for_anything_else(norm, gate, neuron, calls):
     assert calls == ["reference"]
 
 
-@pytest.mark.parametrize("watched", [0, 1, 2])
+@needs_passes
+def test_a_hook_on_the_neuron_sees_current_and_spikes_and_may_replace_them(calls):
+    seen, parts = [], modules()
+    plain = block_end(currents(*SHAPE), None, *parts)
+    parts[2].register_forward_hook(lambda neuron, given, fired: seen.append((neuron, *given, fired)))
+    x, fired = block_end(currents(*SHAPE), None, *parts)
+    assert seen[0][0] is parts[2]
+    assert all(torch.equal(a, b) for a, b in zip((x, fired, x, fired), (*seen[0][1:], *plain), strict=True))
+    parts[2].register_forward_hook(lambda *_: torch.zeros(()))
+    assert block_end(currents(*SHAPE), None, *parts)[1].shape == ()
+    assert calls == ["compiled"] * 3
+
+
+@pytest.mark.parametrize("watched", [0, 1])
 def test_the_reference_runs_where_a_hook_watches(watched, calls):
     seen = []
     parts = modules()

@@ -10,6 +10,7 @@ import agmm.models as models
 from agmm.kernels import check, compiled, fuse, is_fused, native, unfuse
 from agmm.loop import train_step
 from agmm.metrics.firing import FiringMeter
+from agmm.metrics.gradients import GradientMeter
 
 needs_passes = pytest.mark.skipif(not native.available(), reason=f"no compiled passes: {native.why_not()}")
 
@@ -73,28 +74,32 @@ def test_fifty_steps_have_the_losses_of_the_reference(fused_calls):
         network = make_network()
         if fused:
             fuse(network)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+        # a greater rate flips so many signs that the last bit of a membrane decides which
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
         target = torch.arange(8) % 3
         steps = [train_step(network, optimizer, images(seed=step % 5), target)["loss"] for step in range(50)]
         losses.append(torch.tensor(steps))
     assert len(fused_calls) == 3 * 50
-    assert losses[0][-5:].mean() < 0.8 * losses[0][:5].mean()
-    assert (losses[0] - losses[1]).abs().max() < 1e-3
+    assert losses[0][-5:].mean() < 0.9 * losses[0][:5].mean()
+    assert (losses[0] - losses[1]).abs().max() < 1e-5
 
 
-def test_a_meter_sees_the_neurons_and_the_kernels_run_again_after_it(fused_calls):
-    network, twin = make_network(), make_network()
+def test_meters_see_what_the_kernels_compute_and_change_no_bit_of_it(fused_calls):
+    network, unseen, twin = make_network(), make_network(), make_network()
     fuse(network)
-    rates = []
+    fuse(unseen)
+    rates, moments = [], []
     for each in (network, twin):
-        meter = FiringMeter(each, 4)
-        with meter.measuring():
-            each(images())
-        rates.append(meter.counts_LT2)
+        firing, gradient = FiringMeter(each, 4), GradientMeter(each, 4)
+        with firing.measuring(), gradient.measuring():
+            each(images()).square().mean().backward()
+        rates.append(firing.counts_LT2)
+        moments.append(gradient.moments_LT3)
+    unseen(images()).square().mean().backward()
     assert torch.equal(rates[0], rates[1])
-    assert not fused_calls
-    network(images())
-    assert len(fused_calls) == (3 if native.available() else 0)
+    torch.testing.assert_close(moments[0], moments[1], rtol=1e-4, atol=1e-9)
+    assert torch.equal(gradients(network), gradients(unseen))
+    assert len(fused_calls) == (6 if native.available() else 0)
 
 
 def test_a_watched_block_is_called_as_a_block():
