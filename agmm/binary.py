@@ -40,6 +40,23 @@ class _SignSTE(torch.autograd.Function):
         return (grad.mul_(w.abs() <= 1) if ctx.clip else grad), None, None
 
 
+class _LatentSTE(torch.autograd.Function):
+    """w itself, for who takes its sign, with the gradient of `_SignSTE`."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor, clip: bool) -> Tensor:
+        ctx.save_for_backward(w, scale)
+        ctx.clip = clip
+        return w.view_as(w)
+
+    backward = _SignSTE.backward
+
+
+def latent_ste(w: Tensor, scale: Tensor, *, clip: bool = True) -> Tensor:
+    """As `sign_ste`, for who takes the signs of `w` on the way: no copy of the weights is made or kept."""
+    return _LatentSTE.apply(w, scale, clip)
+
+
 def sign_ste(w: Tensor, scale: Tensor | float = 1.0, *, clip: bool = True) -> Tensor:
     """Signs of `w` (+1 for zero) with the straight-through gradient `grad / scale`, cut where |w| > 1 if `clip`."""
     return _SignSTE.apply(w, torch.as_tensor(scale, dtype=w.dtype, device=w.device), clip)

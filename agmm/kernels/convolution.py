@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agmm.binary import BinaryConv2d
+from agmm.binary import BinaryConv2d, channel_scale, hard_sign, latent_ste
 from agmm.kernels.check import TOLERANCE, deviation, verdict
 from agmm.kernels.compiled import shown, watched
 from agmm.packed import native
@@ -31,12 +31,21 @@ def count(conv: nn.Module, spikes_NIHW: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if not _is_plain(conv):
         return conv(spikes_NIHW), None
-    signs, scale = conv.binarise()
-    function = spike_convolution if takes(spikes_NIHW, signs, conv.stride[0]) and agrees() else _reference
-    counts, scale_O = function(spikes_NIHW, signs, conv.stride[0]), scale.flatten()
+    fast = takes(spikes_NIHW, conv.weight, conv.stride[0]) and agrees()
+    weights, scale = _latent(conv) if fast else conv.binarise()
+    counts = (spike_convolution if fast else _reference)(spikes_NIHW, weights, conv.stride[0])
+    scale_O = scale.flatten()
     if not scale.requires_grad and not conv._forward_hooks:
         return counts, scale_O
     return shown(conv, spikes_NIHW, in_units(counts, scale_O)), None
+
+
+def _latent(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
+    """As `binarise`, but for weights whose signs act, where the method's are those of its latent weights."""
+    if type(conv).binarise is not BinaryConv2d.binarise:
+        return conv.binarise()
+    scale = channel_scale(conv.weight.detach())
+    return latent_ste(conv.weight, scale, clip=conv.clip), scale
 
 
 def _is_plain(conv: nn.Module) -> TypeGuard[BinaryConv2d]:
@@ -75,43 +84,44 @@ def difference() -> str:
     return ""
 
 
-def takes(x: Tensor, signs: Tensor, stride: int) -> bool:
-    """Whether the kernels take spikes `[N, I, H, W]` and signs `[O, I, 3, 3]`, padded by 1."""
+def takes(x: Tensor, weights: Tensor, stride: int) -> bool:
+    """Whether the kernels take spikes `[N, I, H, W]` and weights `[O, I, 3, 3]`, padded by 1."""
     return (
         x.device.type == "cpu"
-        and x.dtype == signs.dtype == torch.float32
-        and x.ndim == signs.ndim == 4
+        and x.dtype == weights.dtype == torch.float32
+        and x.ndim == weights.ndim == 4
         and x.numel() > 0
-        and tuple(signs.shape[1:]) == (x.shape[1], 3, 3)
+        and tuple(weights.shape[1:]) == (x.shape[1], 3, 3)
         and native.fits(x.shape[1], stride, max(x.shape))
     )
 
 
-def spike_convolution(x: Tensor, signs: Tensor, stride: int = 1) -> Tensor:
-    """Spikes `[N, I, H, W]`, 0 and 1, by signs `[O, I, 3, 3]`, +1 and -1, padded by 1: `[N, O, H', W']`, channels last.
+def spike_convolution(x: Tensor, weights: Tensor, stride: int = 1) -> Tensor:
+    """Spikes `[N, I, H, W]`, 0 and 1, by the signs of `[O, I, 3, 3]`, +1 for zeros, padded by 1: `[N, O, H', W']`.
 
-    For what `takes`. Raises ValueError for other values than 0 and 1.
+    The result is channels last; the gradient of the weights is that of their signs. For what `takes`. Raises ValueError
+    for other values than 0 and 1.
     """
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return _convolve(x, signs, stride, half)[0]
+    return _convolve(x, weights, stride, half)[0]
 
 
 @torch.library.custom_op("agmm::spike_convolution", mutates_args=(), device_types="cpu")
-def _convolve(x: Tensor, signs: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _convolve(x: Tensor, weights: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """The sums, and the spikes as bits with their border, int64 `[N, H + 2, W + 2, words]`; `half`: of gradients."""
     x_NHWI = x.permute(0, 2, 3, 1).contiguous()
     bits = torch.empty(_bits_shape(x), dtype=torch.int64)
     threads = torch.get_num_threads()
     native.pack_spikes(x_NHWI.numpy(), bits.numpy(), threads=threads)
-    out = _result(x, signs, stride)
-    signs_O33I = signs.permute(0, 2, 3, 1).contiguous()
-    native.convolve_spikes(bits.numpy(), signs_O33I.numpy(), stride, out.permute(0, 2, 3, 1).numpy(), threads=threads)
+    out = _result(x, weights, stride)
+    weights_O33I = weights.permute(0, 2, 3, 1).contiguous()
+    native.convolve_spikes(bits.numpy(), weights_O33I.numpy(), stride, out.permute(0, 2, 3, 1).numpy(), threads=threads)
     return out, bits
 
 
 @_convolve.register_fake
-def _(x: Tensor, signs: Tensor, stride: int, _: bool) -> tuple[Tensor, Tensor]:
-    return _result(x, signs, stride), x.new_empty(_bits_shape(x), dtype=torch.int64)
+def _(x: Tensor, weights: Tensor, stride: int, _: bool) -> tuple[Tensor, Tensor]:
+    return _result(x, weights, stride), x.new_empty(_bits_shape(x), dtype=torch.int64)
 
 
 def _bits_shape(x: Tensor) -> tuple[int, ...]:
@@ -119,18 +129,18 @@ def _bits_shape(x: Tensor) -> tuple[int, ...]:
     return images, height + 2, width + 2, -(-channels // 64)
 
 
-def _result(x: Tensor, signs: Tensor, stride: int) -> Tensor:
+def _result(x: Tensor, weights: Tensor, stride: int) -> Tensor:
     sides = [-(-side // stride) for side in x.shape[2:]]
-    return x.new_empty((x.shape[0], *sides, len(signs))).permute(0, 3, 1, 2)
+    return x.new_empty((x.shape[0], *sides, len(weights))).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("agmm::spike_convolution_backward", mutates_args=(), device_types="cpu")
 def _gradients(
-    grad: Tensor, bits: Tensor, signs: Tensor, stride: int, half: bool, of_spikes: bool, of_signs: bool
+    grad: Tensor, bits: Tensor, weights: Tensor, stride: int, half: bool, of_spikes: bool, of_signs: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of spikes and signs; empty where they are not asked for."""
+    """Gradients of spikes and of the weights' signs; empty where they are not asked for."""
     kind = torch.bfloat16 if half else torch.float32
-    x = _unpacked(bits, signs.shape[1])
+    x, signs = _unpacked(bits, weights.shape[1]), hard_sign(weights)
     grad, x, signs = (each.to(kind, memory_format=torch.channels_last) for each in (grad, x, signs))
     strides, mask = [stride, stride], [of_spikes, of_signs, False]
     dx, dsigns, _ = torch.ops.aten.convolution_backward(
@@ -140,12 +150,12 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(grad: Tensor, bits: Tensor, signs: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, bits: Tensor, weights: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
     *_, of_spikes, of_signs = asked
     images, rows, columns, _ = bits.shape
-    x = grad.new_empty((images, rows - 2, columns - 2, signs.shape[1])).permute(0, 3, 1, 2)
+    x = grad.new_empty((images, rows - 2, columns - 2, weights.shape[1])).permute(0, 3, 1, 2)
     empty = grad.new_empty(0)
-    dsigns = torch.empty_like(signs, memory_format=torch.channels_last) if of_signs else empty
+    dsigns = torch.empty_like(weights, memory_format=torch.channels_last) if of_signs else empty
     return x if of_spikes else empty.clone(), dsigns
 
 
@@ -161,10 +171,10 @@ def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, signs, ctx.stride, ctx.half = inputs
+    _, weights, ctx.stride, ctx.half = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], signs)
+    ctx.save_for_backward(output[1], weights)
 
 
 def _back(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:

@@ -201,15 +201,15 @@ def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[np.float32], *, threa
 
 def convolve_spikes(
     bits: NDArray[np.int64],
-    signs_O33I: NDArray[np.float32],
+    weights_O33I: NDArray[np.float32],
     stride: int,
     out_NHWO: NDArray[np.float32],
     *,
     threads: int = 1,
 ) -> None:
-    """Packed spikes by signs, +1 and -1, into `out`. Raises MemoryError."""
+    """Packed spikes by the signs of weights, +1 for zeros, into `out`. Raises MemoryError."""
     number, rows, columns, _ = bits.shape
-    outs, *_, ins = signs_O33I.shape
+    outs, *_, ins = weights_O33I.shape
     sizes = (number, rows - 2, columns - 2, ins)
     _raise_for(
         _loaded().agmm_convolve_spikes(
@@ -217,7 +217,7 @@ def convolve_spikes(
             threads,
             bits.ctypes.data,
             *sizes,
-            signs_O33I.ctypes.data,
+            weights_O33I.ctypes.data,
             outs,
             stride,
             out_NHWO.ctypes.data,

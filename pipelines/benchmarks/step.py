@@ -58,7 +58,7 @@ def _rows(name: str, contenders: Sequence[Contender], batch: int) -> list[dict[s
 
 def _contenders(side: int, batch: int, width: int, compiled: bool) -> Iterator[Contender]:
     def step(precision: str, change: Callable[[nn.Module], Any], whole: bool = False) -> Callable[[], object]:
-        return _step(_network(width), side, batch, precision, change, whole)
+        return _step(make_network(width), side, batch, precision, change, whole)
 
     kinds = (("float32", "fp32"), ("bfloat16", "bf16"))
     for name, precision in kinds:
@@ -66,18 +66,20 @@ def _contenders(side: int, batch: int, width: int, compiled: bool) -> Iterator[C
     for name, precision in kinds:
         yield Contender(f"torch, {name}", step(precision, lambda _: None))
     for name, precision in kinds if has_spikingjelly() else ():
-        yield Contender(f"SpikingJelly, {name}", step(precision, _with_spikingjelly))
+        yield Contender(f"SpikingJelly, {name}", step(precision, with_spikingjelly))
         if compiled:
-            yield Contender(f"SpikingJelly compiled, {name}", step(precision, _with_spikingjelly, True))
+            yield Contender(f"SpikingJelly compiled, {name}", step(precision, with_spikingjelly, True))
 
 
-def _network(width: int) -> nn.Module:
+def make_network(width: int) -> nn.Module:
+    """The network that all train, with weights of one seed, channels last."""
     torch.manual_seed(0)
     network = models.create_model(ARCH, num_classes=CLASSES, num_steps=STEPS, width=width)
     return network.to(memory_format=torch.channels_last)
 
 
-def _with_spikingjelly(network: nn.Module) -> None:
+def with_spikingjelly(network: nn.Module) -> None:
+    """Put SpikingJelly's neurons in the place of a network's own."""
     for block in network.modules():
         if isinstance(block, SpikingBlock):
             block.neuron = SpikingJelly()

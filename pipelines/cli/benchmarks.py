@@ -137,6 +137,15 @@ def bench_step(rounds: int, threads: int, compiled: bool, as_json: bool) -> None
         say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
 
 
+@bench.command("memory")
+@JSON
+def bench_memory(as_json: bool) -> None:
+    """What autograd keeps per neuron and time step of ResNet-18, against plain torch and SpikingJelly's neurons."""
+    from pipelines.benchmarks.saved import bench as measure
+
+    _print(measure(), as_json)
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(result, as_json)

@@ -112,11 +112,11 @@ void agmm_unpack_spikes(const char* path, int32_t threads, const uint64_t* bits,
 }
 
 int agmm_convolve_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
-                         int32_t width, int32_t channels, const float* signs, int32_t out_channels, int32_t stride,
+                         int32_t width, int32_t channels, const float* weights, int32_t out_channels, int32_t stride,
                          float* out) {
     return guarded([&] {
         const Kernels& kernels = *find_kernels(path);
-        const Signs layer = load_float_signs(kernels, threads, signs, out_channels, channels, stride);
+        const Signs layer = load_latent(kernels, threads, weights, out_channels, channels, stride);
         convolve_spikes(kernels, threads, layer, bits, maps_of(count, height, width, channels), out);
     });
 }

@@ -71,9 +71,9 @@ int agmm_pack_spikes(const char* path, int32_t threads, const float* x, int64_t 
                      int32_t channels, uint64_t* bits);
 void agmm_unpack_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
                         int32_t width, int32_t channels, float* x);
-// Such bits by signs [out_channels, 3, 3, channels], +1 and -1 in floats: sums [count, height', width', out_channels].
+// Such bits by the signs of weights [out_channels, 3, 3, channels]: sums [count, height', width', out_channels].
 int agmm_convolve_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
-                         int32_t width, int32_t channels, const float* signs, int32_t out_channels, int32_t stride,
+                         int32_t width, int32_t channels, const float* weights, int32_t out_channels, int32_t stride,
                          float* out);
 int agmm_layer_run(void* layer, const uint8_t* x, int64_t count, int32_t height, int32_t width, int16_t* out);
 }

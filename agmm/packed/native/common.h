@@ -242,26 +242,28 @@ bool pack_values(const uint8_t* x, int pixels, int channels, int planes, size_t 
     return wrong == 0;
 }
 
-// 16 values as bits; `wrong` becomes other than zero where one is neither 0 nor 1.
-inline unsigned pack_group(const float* values, Lanes& wrong) {
-    unsigned ones = 0;
+// 16 values as bits; `wrong` becomes other than zero where one is neither 0 nor the threshold.
+inline unsigned pack_group(const float* values, Lanes threshold, Lanes& wrong) {
+    unsigned reached = 0;
     for (int i = 0; i < kParts; ++i) {
         Lanes x = load(values + i * kLanes);
-        ones |= spike_and_reset<false>(x, all(1.0f)) << (i * kLanes);
-        wrong += x * x;  // what is left when the ones are taken off
+        reached |= spike_and_reset<false>(x, threshold) << (i * kLanes);
+        wrong += x * x;  // what is left when the threshold is taken off
     }
-    return ones;
+    return reached;
 }
 
-bool pack_floats(const float* x, int pixels, int channels, uint64_t* bits) {
+bool pack_floats(const float* x, int pixels, int channels, float threshold, uint64_t* bits) {
     const int whole = channels / kGroup, rest = channels % kGroup, groups = (int)words_of(channels) * 4;
     float last[kGroup] = {};
     Lanes wrong = {};
     for (int pixel = 0; pixel < pixels; ++pixel, x += channels, bits += groups / 4) {
         Bits16* to = (Bits16*)bits;
-        for (int g = 0; g < whole; ++g) to[g] = (Bits16)pack_group(x + g * kGroup, wrong);
+        for (int g = 0; g < whole; ++g) to[g] = (Bits16)pack_group(x + g * kGroup, all(threshold), wrong);
         for (int g = whole; g < groups; ++g) to[g] = 0;
-        if (rest) to[whole] = (Bits16)pack_group((float*)std::memcpy(last, x + whole * kGroup, rest * 4), wrong);
+        if (!rest) continue;
+        std::memcpy(last, x + whole * kGroup, rest * sizeof(float));
+        to[whole] = (Bits16)(pack_group(last, all(threshold), wrong) & ((1u << rest) - 1));
     }
     for (int i = 0; i < kLanes; ++i) {
         if (!(wrong[i] == 0)) return false;

@@ -99,9 +99,9 @@ struct Kernels {
                              int32_t* out);
     // Values [pixels, channels] as bit planes, `plane` words apart. False for a value over 1, or 4 with three planes.
     bool (*pack_values)(const uint8_t* x, int pixels, int channels, int planes, size_t plane, uint64_t* bits);
-    // Spikes [pixels, channels] of a training step, 0 and 1 in floats, as bits, and back. False for any other value;
-    // there and of signs the bit says whether the value is 1.
-    bool (*pack_floats)(const float* x, int pixels, int channels, uint64_t* bits);
+    // Which of floats [pixels, channels] reach the threshold, as bits. False where any is neither 0 nor the threshold.
+    bool (*pack_floats)(const float* x, int pixels, int channels, float threshold, uint64_t* bits);
+    // Bits as 0 and 1.
     void (*unpack_floats)(const uint64_t* bits, int pixels, int channels, float* x);
     // Results [pixels, out16] as floats [pixels, channels].
     void (*to_floats)(const int16_t* n, size_t pixels, int out16, int channels, float* out);

@@ -38,7 +38,7 @@ bool pack_spikes(const Kernels& kernels, int threads, const float* x, const BitM
     std::atomic<bool> fits{true};
     share(threads, maps.steps * maps.height, [&](int at) {
         const int n = at / maps.height, y = at % maps.height;
-        if (!kernels.pack_floats(x + at * row, maps.width, channels, bits + maps.at(n, y, 0))) fits = false;
+        if (!kernels.pack_floats(x + at * row, maps.width, channels, 1.0f, bits + maps.at(n, y, 0))) fits = false;
         clear_border(bits, maps, n, y);
     });
     return fits;
@@ -53,13 +53,13 @@ void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, co
     });
 }
 
-Signs load_float_signs(const Kernels& kernels, int threads, const float* signs, int out_channels, int in_channels,
+Signs load_latent(const Kernels& kernels, int threads, const float* weights, int out_channels, int in_channels,
                        int stride) {
     const size_t words = words_of(in_channels), bytes = ((size_t)in_channels + 7) / 8;
     std::vector<uint8_t> packed((size_t)out_channels * 9 * bytes);
     share(threads, out_channels, [&](int o) {
         std::vector<uint64_t> row(9 * words);
-        kernels.pack_floats(signs + (size_t)o * 9 * in_channels, 9, in_channels, row.data());
+        kernels.pack_floats(weights + (size_t)o * 9 * in_channels, 9, in_channels, 0.0f, row.data());
         for (size_t tap = 0; tap < 9; ++tap) {
             std::copy_n((const uint8_t*)(row.data() + tap * words), bytes, packed.data() + (o * 9 + tap) * bytes);
         }

@@ -18,8 +18,8 @@ bool pack_spikes(const Kernels& kernels, int threads, const float* x, const BitM
 void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, const BitMaps& maps, int channels,
                    float* x);
 
-// Signs [out, 3, 3, in], +1 and -1 in floats, as a layer of the path.
-Signs load_float_signs(const Kernels& kernels, int threads, const float* signs, int out_channels, int in_channels,
+// The signs of latent weights [out, 3, 3, in], +1 for zeros, as a layer of the path.
+Signs load_latent(const Kernels& kernels, int threads, const float* weights, int out_channels, int in_channels,
                        int stride);
 
 // The sums [count, H', W', out] as floats.

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from agmm.kernels.convolution import spike_convolution, takes
+from agmm.binary import BinaryConv2d
+from agmm.kernels.convolution import count, in_units, spike_convolution, takes
+from agmm.methods import get_method
 from agmm.packed import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels: {native.why_not()}")
@@ -110,3 +112,32 @@ def test_what_the_kernels_do_not_take_is_told():
     assert not takes(x, signs[..., :1], 1)
     assert not takes(x[:0], signs, 1)
     assert not takes(torch.zeros(1, 4000, 1, 1), torch.zeros(1, 4000, 3, 3), 1)
+
+
+@pytest.mark.parametrize("method", ["agmm", "q_snn", "recu", "xnor", "xnor_learned"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_a_layer_counts_as_it_convolves(method, clip):
+    torch.manual_seed(0)
+    layer = get_method(method).conv(20, 17, 3, stride=2, padding=1)
+    layer.clip = clip
+    with torch.no_grad():
+        layer.weight.mul_(2).flatten()[:3] = torch.tensor([0.0, -0.0, 1.0])
+    found = []
+    for function in (lambda x: in_units(*count(layer, x)), layer):
+        x, _ = draw(1, 3, 20, 17, 9, 7)
+        layer.zero_grad()
+        out = function(x)
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad, *(parameter.grad.clone() for parameter in layer.parameters())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-3)
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][2].abs().max() > 0
+
+
+def test_of_a_layer_autograd_keeps_no_copy_of_the_weights():
+    layer, kept = BinaryConv2d(64, 32, 3, padding=1), []
+    x, _ = draw(0, 4, 64, 32, 8, 8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        count(layer, x)
+    other = [each for each in kept if each.data_ptr() != layer.weight.data_ptr()]
+    assert sum(each.nbytes for each in other) < layer.weight.nbytes / 4  # bits, and the scale
