@@ -32,7 +32,7 @@ $(VENV)/.system:
 $(VENV)/.ready: pyproject.toml constraints.txt $(wildcard agmm/packed/native/* agmm/kernels/native/*) | $(VENV)/.system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned Python packages (two minutes the first time)"
-	@rm -f agmm/*/_kernels*.so # where one does not compile, pip is silent and an old one would stay
+	@rm -f agmm/*/_kernels*.so pipelines/data/_pixels*.so # where one does not compile, pip is silent and an old one would stay
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[service,dev]' numba
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps $(FFCV) $(NEUROBENCH)
 	@$(BIN)/python -c "import sys; from agmm.kernels import native as fused; from agmm.packed import native; sys.exit(native.why_not() or fused.why_not() or None)"

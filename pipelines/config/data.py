@@ -90,6 +90,9 @@ class DataConfig(Section):
     crop_ratio: float = Field(1.0, gt=0, le=1, description="share of the short side that evaluation keeps")
     batch_size: int = Field(128, ge=1, description="images in a global batch, whatever the number of workers")
     loader: Literal["auto", "ffcv", "torch"] = Field("auto", description="auto: FFCV where it is installed")
+    decode: Literal["scaled", "full"] = Field(
+        "scaled", description="JPEG images: no larger than their crop needs, at 1/2, 1/4 or 1/8; or always whole"
+    )
     threads: int = Field(1, ge=1, description="of each worker: FFCV's or torch's (processes), and augmenting")
     mean: _Means = Field((0.485, 0.456, 0.406), description="channel means, of 0..1")
     std: _Deviations = Field((0.229, 0.224, 0.225), description="channel deviations, of 0..1")

@@ -20,6 +20,7 @@ from pipelines.data.frames_loader import FramesEngine, check_kind
 from pipelines.data.manifest import Manifest, beton_path, ensure_verified
 from pipelines.data.mixing import Mix, Mixer, check_pairs
 from pipelines.data.pixels import PixelAugment
+from pipelines.data.scaling import MOST
 from pipelines.errors import UserError
 from pipelines.progress import Say
 
@@ -258,12 +259,13 @@ def _choose(wanted: str, say: Say) -> str:
 
 
 def _engine(backend: str, data: DataConfig) -> Callable[..., Engine]:
+    most = MOST if data.decode == "scaled" else 1
     if backend == "ffcv":
         from pipelines.data.ffcv_loader import FfcvEngine
 
-        return FfcvEngine
+        return functools.partial(FfcvEngine, most=most)
     if backend == "numpy":
         return functools.partial(FramesEngine, wrap=data.augment.crop == "roll")
     from pipelines.data.torch_loader import TorchEngine
 
-    return TorchEngine
+    return functools.partial(TorchEngine, most=most)

@@ -19,6 +19,7 @@ from pipelines.config import AugmentConfig
 from pipelines.errors import UserError
 
 Table = npt.NDArray[np.int32]
+Row = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.int64]
 # (height, width) of every image, [N, 2].
 Sizes = npt.NDArray[np.int32]

@@ -10,29 +10,51 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.data.beton import BetonReader, Pixels
-from pipelines.data.plan import Ids, Table
+from pipelines.data.plan import Ids, Row, Table
+from pipelines.data.scaling import MOST, reduced_side, reduction, shrink
 from pipelines.errors import ServiceError
 
 # A batch to make: sample ids [B], their rows of the plan [B, 5] and the images' resolution.
 _Order = tuple[Ids, Table, int]
 
 # The EXIF orientation is ignored, as by FFCV's decoder.
-_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_FLAGS = {
+    times: kind | cv2.IMREAD_IGNORE_ORIENTATION
+    for times, kind in (
+        (1, cv2.IMREAD_COLOR),
+        (2, cv2.IMREAD_REDUCED_COLOR_2),
+        (4, cv2.IMREAD_REDUCED_COLOR_4),
+        (8, cv2.IMREAD_REDUCED_COLOR_8),
+    )
+}
 
 
-def decode(reader: BetonReader, index: int) -> Pixels:
-    """One stored image as RGB [height, width, 3]. Raises ServiceError when it does not decode."""
+def planned(reader: BetonReader, index: int, row: Row, resolution: int, most: int = MOST) -> Pixels:
+    """One stored image as a row of the plan wants it, decoded up to `most` times smaller. Raises ServiceError."""
+    top, left, height, width, flip = (int(value) for value in row)
+    times = reduction(height, width, resolution, most) if reader.is_jpeg(index) else 1
+    if times == 1:
+        return cut(decode(reader, index), row, resolution)
+    box = top / times, left / times, height / times, width / times
+    out = shrink(decode(reader, index, times), *box, resolution)
+    return out[:, ::-1] if flip else out
+
+
+def decode(reader: BetonReader, index: int, times: int = 1) -> Pixels:
+    """One stored image as RGB [height, width, 3]; a JPEG one so many times smaller.
+
+    Raises ServiceError when it does not decode.
+    """
     height, width = reader.size_of(index)
     stored = reader.stored(index)
     if not reader.is_jpeg(index):
         return stored.reshape(height, width, 3)
-    image = cv2.imdecode(stored, _FLAGS)
-    if image is None or image.shape != (height, width, 3):
+    image = cv2.imdecode(stored, _FLAGS[times])
+    if image is None or image.shape != (reduced_side(height, times), reduced_side(width, times), 3):
         raise ServiceError(
             f"Image {index} of {reader.path} no longer decodes. The file was whole when it was built: check the disk, "
             f"and run `agmm data verify {reader.path.parent}`."
@@ -40,7 +62,7 @@ def decode(reader: BetonReader, index: int) -> Pixels:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def cut(image: Pixels, row: npt.NDArray[np.int32], resolution: int) -> Pixels:
+def cut(image: Pixels, row: Row, resolution: int) -> Pixels:
     """What a row of the plan makes of an image: a box, at [resolution, resolution, 3], mirrored or not.
 
     A box of the output's size is copied, with black outside the image; any other is resized by area, as FFCV does.
@@ -60,14 +82,14 @@ def cut(image: Pixels, row: npt.NDArray[np.int32], resolution: int) -> Pixels:
 class _Batches(Dataset[torch.Tensor]):
     """Makes whole batches. Each request carries its rows of the plan, so no worker can hold an old one."""
 
-    def __init__(self, reader: BetonReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: BetonReader, most: int) -> None:
+        self._reader, self._most = reader, most
 
     def __getitem__(self, order: _Order) -> torch.Tensor:
         ids, rows, resolution = order
         out = np.empty((len(ids), resolution, resolution, 3), np.uint8)
         for slot, (index, row) in enumerate(zip(ids.tolist(), rows, strict=True)):
-            out[slot] = cut(decode(self._reader, index), row, resolution)
+            out[slot] = planned(self._reader, index, row, resolution, self._most)
         return torch.from_numpy(out)
 
 
@@ -94,9 +116,14 @@ def _start_worker(_: int) -> None:
 
 
 class TorchEngine:
-    """Batches of one split through torch's DataLoader; `threads` above one are processes that stay between epochs."""
+    """Batches of one split through torch's DataLoader; `threads` above one are processes that stay between epochs.
 
-    def __init__(self, path: Path, table: Table, *, resolution: int, batch_size: int, threads: int) -> None:
+    JPEG images are decoded up to `most` times smaller.
+    """
+
+    def __init__(
+        self, path: Path, table: Table, *, resolution: int, batch_size: int, threads: int, most: int = MOST
+    ) -> None:
         self._requests = _Requests(table, batch_size, resolution)
         workers = 0 if threads == 1 else min(threads, os.cpu_count() or 1)
         options: dict[str, Any] = {}
@@ -106,7 +133,7 @@ class TorchEngine:
             options["multiprocessing_context"] = "forkserver" if "forkserver" in methods else "spawn"
             options |= {"persistent_workers": True, "worker_init_fn": _start_worker}
         self._loader: DataLoader[torch.Tensor] | None = DataLoader(
-            _Batches(BetonReader(path)),
+            _Batches(BetonReader(path), most),
             batch_size=None,
             sampler=self._requests,
             num_workers=workers,

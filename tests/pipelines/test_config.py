@@ -54,6 +54,7 @@ def test_a_resume_may_change_where_but_not_what(tiny_tree):
     assert config_differences(base, changed("run", "precision", "bf16")) == ["run.precision: fp32 -> bf16"]
     assert config_differences(base, changed("optim", "lr", 0.2)) == ["optim.lr: 0.1 -> 0.2"]
     assert config_differences(base, changed("data", "share", 0.5)) == ["data.share: 1.0 -> 0.5"]
+    assert config_differences(base, changed("data", "decode", "full")) == ["data.decode: scaled -> full"]
 
 
 @pytest.mark.parametrize(("share", "images", "steps"), [(1, 48, 16), (0.5, 24, 8), (0.26, 12, 4), (0.01, 0, 0)])

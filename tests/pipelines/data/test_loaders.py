@@ -44,11 +44,12 @@ def opened() -> Iterator[Opener]:
         threads: int = 1,
         resolution: int = 32,
         share: float = 1.0,
+        decode: str = "scaled",
         **more: Any,
     ) -> BatchLoader:
         data = DataConfig.model_validate(
             {"dataset": dataset, "resolution": resolution, "batch_size": batch, "loader": loader, "threads": threads}
-            | {"augment": augment, "crop_ratio": 0.9, "share": share}
+            | {"augment": augment, "crop_ratio": 0.9, "share": share, "decode": decode}
         )
         made.append(open_loader(folder, split, data=data, seed=3, **more))
         return made[-1]
@@ -221,6 +222,16 @@ class TestFfcv:
         late = collected(fast, 1, start_step=3)
         assert torch.equal(late[0], images[15:])
         assert collected(fast, 1, start_step=4)[1].numel() == 0
+
+    @pytest.mark.parametrize("decode", ["scaled", "full"])
+    def test_ffcv_decodes_smaller_like_torch(self, opened: Opener, mixed: Path, decode: str) -> None:
+        """Boxes of 8 pixels and more a side: decoded whole, and at 1/2 and 1/4."""
+        both = [
+            opened(mixed, augment=RANDOM, loader=loader, resolution=8, decode=decode) for loader in ("ffcv", "torch")
+        ]
+        for epoch in (0, 1):
+            images, expected = (collected(loader, epoch)[0] for loader in both)
+            assert (images.float() - expected.float()).abs().mean(dim=(1, 2, 3)).max() < 3
 
     def test_ffcv_takes_torchs_share(self, opened: Opener, mixed: Path) -> None:
         fast, plain = (opened(mixed, augment=RANDOM, loader=loader, share=0.5) for loader in ("ffcv", "torch"))
