@@ -8,6 +8,8 @@ import click
 
 from pipelines.cli.output import JSON, say, show, table
 
+_QUALITY = 90
+
 
 @click.group()
 def data() -> None:
@@ -41,6 +43,14 @@ def data_fetch(name: str) -> None:
 )
 @click.option("--frame-size", type=click.IntRange(1, 128), help="Pixels a side of a frame; default 48.")
 @click.option("--frame-by", type=click.Choice(["count", "time"]), help="Frames of equal event count (default) or time.")
+@click.option(
+    "--short-side",
+    type=click.IntRange(1, 65535),
+    help="Resize images whose short side is longer to this, and store them as JPEG: fewer bytes to decode in training.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), help="Of the JPEG files that --short-side makes.  [default: 90]"
+)
 @click.option("--out", metavar="URI", help="Where to, a folder or s3://bucket/prefix; default <home>/data/<name>.")
 @click.option("--name", help="Name in the manifest; default the source's.")
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True)
@@ -52,6 +62,8 @@ def data_build(
     frames: int | None,
     frame_size: int | None,
     frame_by: Any,
+    short_side: int | None,
+    quality: int | None,
     out: str | None,
     name: str | None,
     on_error: Any,
@@ -61,19 +73,26 @@ def data_build(
     """Build SOURCE into train.beton, val.beton and a manifest.
 
     SOURCE is an ImageFolder (train/ and val/ or test/), CIFAR in the binary version, MNIST-like idx files, DVS-Gesture,
-    CIFAR10-DVS, or the name of a fetched data set. Recordings of events are stored as frames.
+    CIFAR10-DVS, or the name of a fetched data set. Recordings of events are stored as frames. RGB JPEG files are stored
+    byte for byte, unless --short-side says otherwise.
     """
     from pipelines.data.publish import build_to
     from pipelines.data.saccade import simulated
+    from pipelines.data.samples import Reencoding
+    from pipelines.data.smaller import smaller
     from pipelines.data.sources import choose_frames, open_source
     from pipelines.home import data_address, home
 
     if (source is None) == (events_from is None):
         raise click.UsageError("give SOURCE, or --events-from IMAGES in its place")
+    if quality is not None and short_side is None:
+        raise click.UsageError("--quality is of what --short-side re-encodes: give both")
     opened = open_source(str(source or events_from), home(), name=name)
     if events_from is not None:
         opened = simulated(opened, name)
     opened = choose_frames(opened, frames, frame_size, frame_by)
+    if short_side is not None:
+        opened = smaller(opened, Reencoding(short_side, quality or _QUALITY))
     address = out or data_address(None, opened.name)
     _use_services(address)
     manifest = build_to(opened, address, on_error=on_error, overwrite=overwrite, say=say)

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from pipelines.data.manifest import (
     ChunkManifest,
     FramesManifest,
     Manifest,
+    ReencodedManifest,
     SplitManifest,
     beton_path,
     write_manifest,
@@ -81,6 +82,7 @@ def build(
             source_kind=source.kind,
             splits=splits,
             frames=_frames(source),
+            reencoded=ReencodedManifest(**asdict(source.reencoding)) if source.reencoding else None,
         )
         write_manifest(staging, manifest)
         sync(staging)

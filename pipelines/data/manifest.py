@@ -23,8 +23,9 @@ from pipelines.data.seal import is_sealed, sealed
 from pipelines.errors import UserError
 from pipelines.progress import Progress, Say
 
-# 1: images. 2: event frames. 3: a checksum of the manifest itself, and chunks. All are read, the last is written.
-FORMAT, _FIRST_WITH_CHECKSUM = 3, 3
+# 1: images. 2: event frames. 3: a checksum of the manifest itself, and chunks. 4: whether images were made smaller.
+# All are read, the last is written.
+FORMAT, _FIRST_WITH_CHECKSUM = 4, 3
 MANIFEST = "manifest.json"
 STAMP = ".verified.json"
 
@@ -69,6 +70,13 @@ class FramesManifest(_Part):
     settings: dict[str, float] = Field({}, description="of the simulation, where images were turned into events")
 
 
+class ReencodedManifest(_Part):
+    """Large images were made smaller when the data set was built."""
+
+    short_side: int = Field(ge=1, description="pixels; images with a longer one were resized to it")
+    quality: int = Field(ge=1, le=100, description="of the JPEG files that these became")
+
+
 class Manifest(_Part):
     """A whole data set."""
 
@@ -79,6 +87,7 @@ class Manifest(_Part):
     source_kind: str
     splits: dict[str, SplitManifest]
     frames: FramesManifest | None = Field(None, description="of a data set of events; absent for images")
+    reencoded: ReencodedManifest | None = Field(None, description="absent where images are stored as they came")
 
     @property
     def digest(self) -> str:

@@ -16,28 +16,27 @@ _INT, _REAL, _ADDRESS = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 def why_not() -> str:
     """Why it cannot be used; empty where it can."""
-    found = _library()
-    return found if isinstance(found, str) else ""
+    return _library()[1]
 
 
 def library() -> ctypes.CDLL:
     """`agmm_decode_box` and `agmm_shrink`, as pixels.h has them. Raises RuntimeError where they are not."""
-    found = _library()
-    if isinstance(found, str):
-        raise RuntimeError(found)
+    found, why = _library()
+    if found is None:
+        raise RuntimeError(why)
     return found
 
 
 @cache
-def _library() -> ctypes.CDLL | str:
+def _library() -> tuple[ctypes.CDLL | None, str]:
     places = (Path(__file__).with_name(f"_pixels{suffix}") for suffix in EXTENSION_SUFFIXES)
     path = next((place for place in places if place.exists()), None)
     if path is None:
-        return "the JPEG decoder was not compiled when agmm was installed"
+        return None, "the JPEG decoder was not compiled when agmm was installed"
     try:
-        return _bound(ctypes.CDLL(str(path)))
+        return _bound(ctypes.CDLL(str(path))), ""
     except OSError as error:
-        return str(error)
+        return None, str(error)
 
 
 def _bound(found: ctypes.CDLL) -> ctypes.CDLL:

@@ -30,10 +30,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Reencoding:
+    """Images with a longer short side are resized to this one, in pixels, and stored as JPEG of this quality."""
+
+    short_side: int
+    quality: int
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set as it came: `splits` has "train" and "val"; labels index `classes`.
 
     frames: how its recordings become frames; None for images. settings: numbers of a simulation, for the manifest.
+    reencoding: how large images are made smaller, for the manifest as well.
     """
 
     name: str
@@ -43,6 +52,7 @@ class Source:
     bytes_estimate: int
     frames: FrameRule | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    reencoding: Reencoding | None = None
 
     @property
     def unit(self) -> str:

@@ -60,7 +60,7 @@ def test_an_edited_manifest_is_refused(folder: Path) -> None:
     for changed in (
         content + b"\n",
         content.replace(b"agmm 0", b"agmm 7"),
-        content.replace(b'"format": 3', b'"format": 2'),
+        content.replace(b'"format": 4', b'"format": 2'),
     ):
         path.write_bytes(changed)
         with pytest.raises(UserError, match=r"manifest\.json (is damaged, or was edited|is no manifest: checksum)"):
@@ -86,7 +86,7 @@ def test_another_data_set(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 4}, "format 4; this version reads up to 3. Update"),
+        ({"format": 5}, "format 5; this version reads up to 4. Update"),
         ({"splits": {}}, "lists splits"),
         ({"classes": []}, "is no manifest: classes"),
         ({"extra": 1}, "is no manifest: extra"),
