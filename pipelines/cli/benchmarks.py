@@ -146,6 +146,36 @@ def bench_memory(as_json: bool) -> None:
     _print(measure(), as_json)
 
 
+@bench.command("loader")
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of JPEG files; default synthetic ones of 500 x 375 pixels.",
+)
+@click.option("--rounds", type=click.IntRange(4, 1000), default=9, show_default=True, help="Epochs of each.")
+@click.option("--count", type=click.IntRange(1), default=256, show_default=True, help="Images in an epoch.")
+@JSON
+def bench_loader(images: Path | None, rounds: int, count: int, as_json: bool) -> None:
+    """Random resized crops of 160 and 224 pixels on one core: this loader, stock FFCV, and torchvision's."""
+    from pipelines.benchmarks.loader import bench as measure
+
+    result = measure(images, rounds, count)
+    _print(result, as_json)
+    if not as_json:
+        words = (
+            "images",
+            "full size",
+            "short side 256",
+            "processor",
+            "rounds",
+            "python",
+            "torch",
+            "ffcv",
+            "torchvision",
+        )
+        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(result, as_json)
