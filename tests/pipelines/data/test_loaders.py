@@ -1,6 +1,7 @@
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,18 @@ def opened() -> Iterator[Opener]:
         resolution: int = 32,
         share: float = 1.0,
         decode: str = "scaled",
+        progressive: dict[str, int] | None = None,
         **more: Any,
     ) -> BatchLoader:
         data = DataConfig.model_validate(
             {"dataset": dataset, "resolution": resolution, "batch_size": batch, "loader": loader, "threads": threads}
-            | {"augment": augment, "crop_ratio": 0.9, "share": share, "decode": decode}
+            | {
+                "augment": augment,
+                "crop_ratio": 0.9,
+                "share": share,
+                "decode": decode,
+                "progressive": progressive or {},
+            }
         )
         made.append(open_loader(folder, split, data=data, seed=3, **more))
         return made[-1]
@@ -232,6 +240,28 @@ class TestFfcv:
         for epoch in (0, 1):
             images, expected = (collected(loader, epoch)[0] for loader in both)
             assert (images.float() - expected.float()).abs().mean(dim=(1, 2, 3)).max() < 3
+
+    def test_it_compiles_once_and_works_ahead(self, opened: Opener, mixed: Path) -> None:
+        """Not again for another epoch, plan or resolution; while a batch is trained on, three more are made."""
+        from numba.core.event import install_recorder
+
+        ramp = {"start": 16, "from_epoch": 0, "to_epoch": 2, "multiple": 8}
+        loader = opened(mixed, augment=RANDOM, loader="ffcv", batch=2, progressive=ramp)
+        with install_recorder("numba:compile") as compiled:
+            assert collected(loader, 0)[0].shape[-1] == 16
+        assert compiled.buffer
+        codes = loader._engine._decoder.codes
+        codes[:] = 9
+        reader = BetonReader(mixed / "train.beton")
+        soon = [index for index in plan.epoch_order(24, 3, 1)[: 4 * 2].tolist() if reader.is_jpeg(index)]
+        with install_recorder("numba:compile") as compiled:
+            next(loader.epoch(1))
+            deadline = time.monotonic() + 20
+            while (codes[soon] == 9).any() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not (codes[soon] == 9).any()
+            assert collected(loader, 2)[0].shape[-1] == 32
+        assert not compiled.buffer
 
     def test_ffcv_takes_torchs_share(self, opened: Opener, mixed: Path) -> None:
         fast, plain = (opened(mixed, augment=RANDOM, loader=loader, share=0.5) for loader in ("ffcv", "torch"))
