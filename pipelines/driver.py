@@ -16,6 +16,7 @@ from pipelines.data.mixing import check_pairs
 from pipelines.data.staging import data_folder
 from pipelines.errors import ServiceError
 from pipelines.home import data_address, default_store, home
+from pipelines.loop.gradients import check_gradients
 from pipelines.network import build_network, build_optimizer
 from pipelines.on_ray import driver as ray_driver
 from pipelines.progress import Say
@@ -79,6 +80,7 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     for world in config.run.worlds:
         check_pairs(config.data, world)
     network = build_network(config.model)
+    check_gradients(config.run.gradients, network)
     build_optimizer(network, config.optim)
     build_criterion(config, network, torch.device("cpu"))
     ray_driver.check_address()

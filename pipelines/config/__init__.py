@@ -15,6 +15,7 @@ from pipelines.config.data import AugmentConfig as AugmentConfig
 from pipelines.config.data import DataConfig as DataConfig
 from pipelines.config.data import MixConfig as MixConfig
 from pipelines.config.execution import CheckpointConfig, ExecutionConfig, TrackingConfig
+from pipelines.config.execution import GradientsConfig as GradientsConfig
 from pipelines.config.model import ModelConfig as ModelConfig
 from pipelines.config.search import TuneConfig as TuneConfig
 from pipelines.config.section import NAME, Section, parse_section
@@ -55,6 +56,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _bop_sees_gradients_as_they_are(self) -> RunConfig:
+        if self.optim.optimizer == "bop" and self.run.gradients.kind != "fp32":
+            raise ValueError(
+                f"run.gradients.kind={self.run.gradients.kind} changes how large gradients are, and by that "
+                "optim.optimizer=bop flips weights. Set one of them to fp32 or sgd"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_resolution_is_reached(self) -> RunConfig:
         ramp = self.data.progressive
         if ramp.start is not None and ramp.to_epoch > self.optim.epochs:
@@ -80,7 +90,8 @@ class RunConfig(Section):
 # Fields that say where a run executes, not what it computes: a resume may change them.
 FREE_ON_RESUME = frozenset({"run", "checkpoint", "tracking", "tune", "data.uri", "data.loader", "data.threads"})
 # ... but these parts of `run` change the numbers.
-FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic", "run.kernels"})
+_GRADIENTS = (f"run.gradients.{name}" for name in GradientsConfig.model_fields)
+FIXED_IN_RUN = frozenset({"run.precision", "run.deterministic", "run.kernels", *_GRADIENTS})
 
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> RunConfig:

@@ -6,7 +6,25 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.config.section import NAME, Section
+from pipelines.config.section import NAME, Section, Share
+
+
+class GradientsConfig(Section):
+    """What workers send each other of their gradients."""
+
+    kind: Literal["fp32", "bf16", "powersgd", "sign"] = Field(
+        "fp32",
+        description="powersgd: matrices of low rank; sign: one bit per latent weight of a binary convolution, all else "
+        "as bf16. Both send what they have left out with later gradients",
+    )
+    rank: int = Field(4, ge=1, description="of powersgd's matrices; more is more exact, and more bytes")
+    start: Share = Field(0.1, description="share of the run's steps that come first and whole, of powersgd")
+    whole_every: int = Field(
+        32,
+        ge=1,
+        description="steps, of powersgd and sign: so often, and in each epoch's last, gradients and what was left out "
+        "travel whole, as bf16. Checkpoints are taken after such a step",
+    )
 
 
 class ExecutionConfig(Section):
@@ -25,6 +43,7 @@ class ExecutionConfig(Section):
         description="auto: on CPUs the compiled passes over norm, gate and neuron and convolutions of bits, where they "
         "agree with plain torch on the machine; reference: plain torch",
     )
+    gradients: GradientsConfig = GradientsConfig()
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="refuse operations that are not reproducible")
     max_failures: int = Field(3, ge=0, description="times a run restarts after losing a worker")

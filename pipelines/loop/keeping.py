@@ -28,12 +28,15 @@ def new_saver(plan: Plan, attempt: Attempt) -> Saver:
 
 
 def keep(plan: Plan, state: State) -> None:
-    """Take a checkpoint where one is due and the saver is free; elsewhere see that the saver has not given up."""
+    """Take a checkpoint where one is due and the saver is free; elsewhere see that the saver has not given up.
+
+    Where ranks have gradients left that they have not sent, it waits for the step that sends them.
+    """
     if state.saver is None:
         return
     every = plan.config.checkpoint.every
     state.is_due |= state.saver.failing or (every is not None and state.position.step % every == 0)
-    if state.saver.ready() and state.is_due:
+    if state.saver.ready() and state.is_due and state.settled:
         plan.outside.pulse.phase("commit")
         state.saver.save(state.snapshot(plan))
         state.is_due = False

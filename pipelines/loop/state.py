@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from agmm.exchange.exchange import Exchange
 from agmm.losses import Criterion
 from agmm.metrics.flips import pack_signs, unpack_signs
 from pipelines.checkpoints import checkpoint as checkpoints
@@ -55,6 +56,7 @@ class State:
     criterion: Criterion
     measures: Measures
     signs: dict[str, Tensor]  # as of the last validation
+    exchange: Exchange | None = None  # of gradients, where it has residuals
     saver: Saver | None = None  # of the rank that writes
     is_due: bool = False  # a checkpoint, as soon as the saver is free
     position: Position = Position()
@@ -67,6 +69,11 @@ class State:
 
     def __post_init__(self) -> None:
         self.keep_signs(self.signs)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a checkpoint tells all: no rank has gradients left that it has not sent."""
+        return self.exchange is None or self.exchange.settled
 
     def keep_signs(self, signs: dict[str, Tensor]) -> None:
         """Set the signs that the next flips are counted from; packed here, not at every checkpoint."""

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from agmm.kernels import fuse
 from agmm.kernels.memory import keep_memory
@@ -24,6 +23,7 @@ from pipelines.data.loaders import open_loader
 from pipelines.faults import fault_point
 from pipelines.loop.epoch_end import finish_epoch
 from pipelines.loop.generators import seed_generators
+from pipelines.loop.gradients import distribute, is_whole
 from pipelines.loop.keeping import finish, keep, new_saver, save_and_stop
 from pipelines.loop.measure import Measures
 from pipelines.loop.state import Plan, State
@@ -88,7 +88,9 @@ def _start(plan: Plan) -> State:
     if config.run.compile:
         network.compile()
     plan.outside.pulse.phase("gather")
-    state.model = _distribute(network, world, config.run.deterministic)
+    state.model, state.exchange = distribute(network, world, config)
+    if world.size == 1 and config.run.gradients.kind != "fp32":
+        plan.outside.say(f"run.gradients.kind={config.run.gradients.kind}: one worker has nobody to send gradients to")
     return state
 
 
@@ -106,19 +108,6 @@ def _resume(plan: Plan, state: State) -> None:
         state.restore(load(store, name))
         if plan.is_main:
             plan.outside.say(f"resumed at step {state.position.step} of {plan.total}")
-
-
-def _distribute(network: nn.Module, world: World, deterministic: bool) -> nn.Module:
-    if world.size == 1:
-        return network
-    devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(
-        network,
-        device_ids=devices,
-        forward_sync_buffers=False,  # of running statistics only rank 0's count, and a forward pass waits for no rank
-        # Without this DDP sums in another order after its first step, and a resumed run would differ in the last bit.
-        find_unused_parameters=deterministic,
-    )
 
 
 def _train_epoch(plan: Plan, state: State) -> None:
@@ -142,7 +131,7 @@ def _train_epoch(plan: Plan, state: State) -> None:
             _report(plan, state)
         if done == plan.total:
             return
-        if plan.outside.stop_requested():
+        if state.settled and plan.outside.stop_requested():
             save_and_stop(plan, state)
         if state.position.offset < plan.train.steps:
             keep(plan, state)
@@ -168,6 +157,7 @@ def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str,
     seed_generators(plan.config.seed, state.position.step, plan.world.rank)
     set_progress(state.network, state.position.step / plan.total)
     set_learning_rate(state.optimizer, _rate(plan, state.position.step))
+    _begin_exchange(plan, state)
     try:
         return train_step(
             state.model,
@@ -183,6 +173,13 @@ def _step(plan: Plan, state: State, images: Tensor, labels: Tensor) -> dict[str,
         raise NotFinite(
             f"{error}, {where}; the weights were not changed. Lower optim.lr, or look at the data."
         ) from error
+
+
+def _begin_exchange(plan: Plan, state: State) -> None:
+    if state.exchange is not None:
+        step, ends = state.position.step, _ends_epoch(plan, state.position)
+        whole = is_whole(plan.config.run.gradients, step, plan.total, ends_epoch=ends)
+        state.exchange.begin(step, whole=whole)
 
 
 def _ranks_to_blame(world: World, error: NotFinite) -> str:

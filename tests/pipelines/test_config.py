@@ -52,6 +52,8 @@ def test_a_resume_may_change_where_but_not_what(tiny_tree):
     assert config_differences(base, changed("checkpoint", "every", 3)) == []
     assert config_differences(base, changed("data", "uri", "/elsewhere")) == []
     assert config_differences(base, changed("run", "precision", "bf16")) == ["run.precision: fp32 -> bf16"]
+    sent = changed("run", "gradients", {"kind": "sign"})
+    assert config_differences(base, sent) == ["run.gradients.kind: fp32 -> sign"]
     assert config_differences(base, changed("optim", "lr", 0.2)) == ["optim.lr: 0.1 -> 0.2"]
     assert config_differences(base, changed("data", "share", 0.5)) == ["data.share: 1.0 -> 0.5"]
     assert config_differences(base, changed("data", "decode", "full")) == ["data.decode: scaled -> full"]

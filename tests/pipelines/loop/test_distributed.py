@@ -71,6 +71,19 @@ def test_three_ranks_with_unequal_slices_resume_byte_for_byte(launch, tmp_path):
     assert _files(tmp_path / "straight") == _files(tmp_path / "cut")
 
 
+@pytest.mark.parametrize("kind", ["powersgd", "sign"])
+def test_what_is_not_sent_yet_survives_a_kill(launch, tmp_path, kind):
+    """A checkpoint is due after each step, and waits for one that sends all; where none is, nothing changes."""
+    run = {"gradients": {"kind": kind, "start": 0, "whole_every": 3}}
+    launch(2, tmp_path / "straight", optim={"epochs": 2}, run=run)
+    often = {"optim": {"epochs": 2}, "run": run, "checkpoint": {"every": 1}}
+    launch(2, tmp_path / "cut", die_after=1, **often)
+    launch(2, tmp_path / "cut", **often)
+    assert _files(tmp_path / "straight") == _files(tmp_path / "cut")
+    steps = {int(name.rpartition("-")[2]) for name in checkpoints.committed(open_store(str(tmp_path / "cut")))}
+    assert {3, 8} <= steps <= {3, 4, 6, 8}
+
+
 def test_unequal_slices_weigh_by_their_size(launch, tmp_path):
     """One step on 2 + 1 images equals one step on 3.
 

@@ -1,4 +1,4 @@
-"""Gradients that DDP has averaged are NaN on all ranks: all name the rank that they come from."""
+"""Gradients that DDP has averaged are NaN on all ranks, whatever is sent: all name the rank that they come from."""
 
 import os
 import subprocess
@@ -12,7 +12,9 @@ pytestmark = pytest.mark.timeout(120)
 SCRIPT = Path(__file__).with_name("nan_rank.py")
 
 
-def test_all_ranks_name_the_one_whose_gradients_are_not_finite(tiny_tree, tmp_path):
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "powersgd", "sign"])
+def test_all_ranks_name_the_one_whose_gradients_are_not_finite(tiny_tree, tmp_path, kind):
+    tiny_tree["run"]["gradients"] = {"kind": kind, "start": 0}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tiny_tree))
     ranks = [
