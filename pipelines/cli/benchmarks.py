@@ -99,7 +99,48 @@ def bench_inference(rounds: int, threads: int, layers: bool, networks: bool, as_
     _print(result, as_json)
     if not as_json:
         words = ("processor", "kernels", "threads", "rounds", "python", "torch", "numpy", "onnxruntime")
-        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+        _say_about(result, words)
+
+
+@bench.command("comm")
+@click.option("--rounds", type=click.IntRange(2, 1000), default=9, show_default=True, help="Timings of each.")
+@click.option("--workers", type=click.IntRange(2, 64), default=2, show_default=True, help="Processes, a core each.")
+@click.option("--arch", default="agmm_resnet18", show_default=True, help="The network.")
+@click.option("--width", type=click.IntRange(1), default=64, show_default=True, help="Its channels at the start.")
+@click.option("--resolution", type=click.IntRange(8), default=64, show_default=True, help="Of its input, in pixels.")
+@click.option("--seeds", type=click.IntRange(1, 100), help="Measure accuracy instead, over so many seeds.")
+@SET
+@JSON
+def bench_comm(
+    rounds: int,
+    workers: int,
+    arch: str,
+    width: int,
+    resolution: int,
+    seeds: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Bytes and seconds of each run.gradients.kind, among workers over gloo on this machine; the peer is fp32.
+
+    With --seeds the recipe fashion_mnist_resnet18 is trained with each kind instead, changed by --set. `ratio` is then
+    the difference to fp32 in points, and `spread` the standard deviation over seeds.
+    """
+    from pipelines.benchmarks import comm, comm_seeds
+
+    if seeds:
+        result = comm_seeds.bench(seeds, workers, overrides, say)
+    elif overrides:
+        raise click.UsageError("--set changes the recipe that --seeds trains.")
+    else:
+        result = comm.bench(rounds, workers, say, comm.Size(arch=arch, width=width, resolution=resolution))
+    _print(result, as_json)
+    if not as_json:
+        _say_about(result, ("processor", "workers", "rounds", "python", "torch"))
+
+
+def _say_about(result: dict[str, Any], words: tuple[str, ...]) -> None:
+    say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
 
 
 @bench.command("neuron")

@@ -1,0 +1,178 @@
+"""One rank of `agmm bench comm`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from agmm.exchange.exchange import Averaged, Bucket, Exchange
+from agmm.loop import train_step
+from pipelines.benchmarks import DATASET
+from pipelines.benchmarks.wire import bytes_sent_by
+from pipelines.config import RunConfig, parse_config
+from pipelines.loop.gradients import distribute, make_exchange
+from pipelines.loop.world import World
+from pipelines.network import build_network, build_optimizer
+
+Hook = Callable[[Bucket], Averaged]
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Copied:
+    """A bucket as DDP had it, with memory of its own: what is exchanged without a backward pass."""
+
+    number: int
+    weights: list[Tensor]
+    memory: Tensor
+    gradient: Tensor  # what DDP had in it
+    last: bool
+
+    def refill(self) -> None:
+        """Undo an exchange: averages of averages would become small numbers, which are slow."""
+        self.memory.copy_(self.gradient)
+
+    def index(self) -> int:
+        """As DDP's."""
+        return self.number
+
+    def buffer(self) -> Tensor:
+        """As DDP's."""
+        return self.memory
+
+    def parameters(self) -> list[Tensor]:
+        """As DDP's."""
+        return self.weights
+
+    def is_last(self) -> bool:
+        """As DDP's."""
+        return self.last
+
+    def gradients(self) -> list[Tensor]:
+        """As DDP's."""
+        parts = self.memory.split([weight.numel() for weight in self.weights])
+        return [part.as_strided(w.shape, w.stride()) for part, w in zip(parts, self.weights, strict=True)]
+
+
+@dataclass
+class Kind:
+    """One way to exchange. Seconds of each round; bytes of one exchange, and of a whole one where there are such."""
+
+    hook: Hook
+    exchange: Exchange | None
+    step: Callable[[], object]
+    bytes: int = 0
+    whole: int | None = None
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"exchange": [], "step": []})
+
+    def answer(self) -> dict[str, Any]:
+        """What the benchmark is told."""
+        return {"bytes": self.bytes, "whole": self.whole, **self.seconds}
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Count the bytes of each kind, then time all of them in rounds; every rank calls it."""
+    size = job["size"]
+    torch.manual_seed(dist.get_rank())
+    images = torch.randn(size["batch_size"], 3, size["resolution"], size["resolution"])
+    batch = images.contiguous(memory_format=torch.channels_last), torch.randint(size["classes"], (len(images),))
+    network, buckets = _recorded(_config(size, "fp32"), batch)
+    kinds = {name: _kind(_config(size, name), network, batch) for name in job["kinds"]}
+    for kind in kinds.values():
+        _count(kind, buckets)
+    for turn in range(job["rounds"] + 1):
+        for kind in kinds.values():
+            for bucket in buckets:
+                bucket.refill()
+            seconds = {"exchange": _timed(partial(_exchange, kind, buckets)), "step": _timed(kind.step)}
+            if turn:  # the first warms up
+                for name, value in seconds.items():
+                    kind.seconds[name].append(value)
+    return {"parameters": sum(len(b.memory) for b in buckets)} | {name: kind.answer() for name, kind in kinds.items()}
+
+
+def _config(size: dict[str, Any], kind: str) -> RunConfig:
+    model = {name: size[name] for name in ("arch", "width", "stem", "time_steps")} | {"num_classes": size["classes"]}
+    data = {"dataset": DATASET, "resolution": size["resolution"], "batch_size": size["batch_size"] * 64}
+    tree = {"name": "bench", "data": data, "model": model, "optim": {"lr": 1e-3}, "run": {"gradients": {"kind": kind}}}
+    return parse_config(tree, origin="bench")
+
+
+def _network(config: RunConfig) -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(config.model)
+
+
+def _recorded(config: RunConfig, batch: Batch) -> tuple[nn.Module, list[Copied]]:
+    """A network, and the buckets of DDP's second step with it, from which on their layout stays."""
+    network, found = _network(config), list[Copied]()
+    model, optimizer = DistributedDataParallel(network), build_optimizer(network, config.optim)
+
+    def copy(bucket: Any) -> Averaged:
+        memory = bucket.buffer().clone()
+        found.append(Copied(bucket.index(), list(bucket.parameters()), memory, memory.clone(), bucket.is_last()))
+        return allreduce_hook(_group(), bucket)
+
+    model.register_comm_hook(None, lambda _, bucket: copy(bucket))
+    for _ in range(2):
+        found.clear()
+        train_step(model, optimizer, *batch)
+    return network, found
+
+
+def _kind(config: RunConfig, network: nn.Module, batch: Batch) -> Kind:
+    """A kind under DDP for steps of a network of its own, and again for exchanges alone, of gradients of `network`."""
+    trained = _network(config)
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    model, inside = distribute(trained, world, config)
+    optimizer = build_optimizer(trained, config.optim)
+
+    def step() -> None:
+        if inside is not None:
+            inside.begin(1, whole=False)
+        train_step(model, optimizer, *batch)
+
+    step()  # DDP changes its buckets after it
+    if alone := make_exchange(config.run.gradients, network, rebuilds=False):
+        return Kind(alone.average, alone, step)
+    hook = bf16_compress_hook if config.run.gradients.kind == "bf16" else allreduce_hook
+    return Kind(partial(hook, _group()), None, step)
+
+
+def _count(kind: Kind, buckets: list[Copied]) -> None:
+    """Bytes of a whole exchange, where there are such, then of one that is not: what follows goes on like it."""
+    for whole in (True, False) if kind.exchange is not None else (False,):
+        if kind.exchange is not None:
+            kind.exchange.begin(1, whole=whole)
+        dist.barrier()  # so that nobody is still sending
+        kind.bytes = bytes_sent_by(lambda: _exchange(kind, buckets))
+        if whole:
+            kind.whole = kind.bytes
+
+
+def _exchange(kind: Kind, buckets: list[Copied]) -> None:
+    for future in [kind.hook(bucket) for bucket in buckets]:
+        future.wait()
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Seconds, from when all ranks are there."""
+    dist.barrier()
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
