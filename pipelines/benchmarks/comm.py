@@ -59,6 +59,7 @@ def _rows(kind: str, its: dict[str, Any], peer: dict[str, Any]) -> list[dict[str
     return [
         *(row(name, count / 1e6, "MB", peer["bytes"] / 1e6) | {"spread": None} for name, count in megabytes),
         _times(f"{kind}: the exchange alone", its["exchange"], peer["exchange"]),
+        _times(f"{kind}: a rank's processor in it", its["processor"], peer["processor"]),
         _times(f"{kind}: a training step", its["step"], peer["step"]),
     ]
 

@@ -65,18 +65,22 @@ class Copied:
 
 @dataclass
 class Kind:
-    """One way to exchange. Seconds of each round; bytes of one exchange, and of a whole one where there are such."""
+    """One way to exchange. Bytes of one exchange, and of a whole one where there are such; seconds of each round.
+
+    These are of an exchange alone, of all threads' processor time within it, and of a training step.
+    """
 
     hook: Hook
     exchange: Exchange | None
     step: Callable[[], object]
     bytes: int = 0
     whole: int | None = None
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"exchange": [], "step": []})
+    seconds: list[tuple[float, float, float]] = field(default_factory=list)
 
     def answer(self) -> dict[str, Any]:
         """What the benchmark is told."""
-        return {"bytes": self.bytes, "whole": self.whole, **self.seconds}
+        alone, processor, step = map(list, zip(*self.seconds, strict=True))
+        return {"bytes": self.bytes, "whole": self.whole, "exchange": alone, "processor": processor, "step": step}
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -93,10 +97,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         for kind in kinds.values():
             for bucket in buckets:
                 bucket.refill()
-            seconds = {"exchange": _timed(partial(_exchange, kind, buckets)), "step": _timed(kind.step)}
+            alone, processor = _timed(partial(_exchange, kind, buckets))
+            step, _ = _timed(kind.step)
             if turn:  # the first warms up
-                for name, value in seconds.items():
-                    kind.seconds[name].append(value)
+                kind.seconds.append((alone, processor, step))
     return {"parameters": sum(len(b.memory) for b in buckets)} | {name: kind.answer() for name, kind in kinds.items()}
 
 
@@ -164,12 +168,12 @@ def _exchange(kind: Kind, buckets: list[Copied]) -> None:
         future.wait()
 
 
-def _timed(call: Callable[[], object]) -> float:
-    """Seconds, from when all ranks are there."""
+def _timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds from when all ranks are there, and the processor's in this process."""
     dist.barrier()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - used
 
 
 def _group() -> dist.ProcessGroup:

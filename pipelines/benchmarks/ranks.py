@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ServiceError
 
 _ANSWER = "answer"
+_LOOK_EVERY_S = 0.2
 
 
 def together(work: str, job: dict[str, Any], ranks: int, scratch: Path) -> list[Any]:
@@ -29,20 +32,29 @@ def together(work: str, job: dict[str, Any], ranks: int, scratch: Path) -> list[
     (scratch / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "pipelines.benchmarks.ranks", work, str(scratch), str(ranks)]
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
-    processes = [
-        subprocess.Popen([*command, str(rank)], stderr=(scratch / f"said-{rank}").open("w"), env=environment)
-        for rank in range(ranks)
-    ]
-    try:
-        codes = [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank, code in enumerate(codes):
-        if code:
-            said = (scratch / f"said-{rank}").read_text()[-2000:]
-            raise ServiceError(f"Rank {rank} of {ranks} ended with code {code}. It said last:\n{said}")
+    with ExitStack() as ends:
+        processes = []
+        for rank in range(ranks):
+            said = ends.enter_context((scratch / f"said-{rank}").open("w"))
+            processes.append(subprocess.Popen([*command, str(rank)], stderr=said, env=environment))
+            ends.callback(processes[-1].wait)
+            ends.callback(processes[-1].kill)
+        _wait(processes, scratch)
     return [json.loads((scratch / f"{_ANSWER}-{rank}").read_text()) for rank in range(ranks)]
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], scratch: Path) -> None:
+    """Until all have ended, or one has failed: others might wait for it for long."""
+    while running := [process for process in processes if process.poll() is None]:
+        if any(process.returncode for process in processes):
+            break
+        time.sleep(_LOOK_EVERY_S)
+    for rank, process in enumerate(processes):
+        if process not in running and process.returncode:
+            said = (scratch / f"said-{rank}").read_text()[-2000:]
+            raise ServiceError(
+                f"Rank {rank} of {len(processes)} ended with {process.returncode}. It said last:\n{said}"
+            )
 
 
 def _be_one(work: str, scratch: Path, ranks: int, rank: int) -> None:

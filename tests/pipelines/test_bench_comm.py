@@ -15,7 +15,8 @@ from pipelines.network import build_network
 
 pytestmark = pytest.mark.timeout(200)
 TINY = Size(width=8, classes=3, stem="cifar", resolution=16, batch_size=2, time_steps=1)
-_HEADERS = 48 * 4 * 8  # of gloo: for each message, of each collective, of each bucket, at the most
+_HEADERS = 1100  # gloo sends 21 messages to each other rank in a sum, an exchange and a gathering, each with 48 bytes
+_UNEVEN = 16  # three ranks cannot share a sum alike
 
 
 def _on_paper(ranks):
@@ -33,14 +34,12 @@ def test_bytes_are_as_many_as_on_paper(ranks, tmp_path):
     result = comm.bench(2, ranks, lambda _: None, TINY)
     json.dumps(result)
     rows = {row["name"]: row for row in result["rows"]}
-    assert len(rows) == 2 * 3 + 2 * 5
+    assert len(rows) == 2 * 4 + 2 * 6
     assert all(row["ours"] > 0 and row["ratio"] > 0 for row in rows.values())
     plain, signs = _on_paper(ranks)
-    measured = {name: rows[name]["ours"] * 1e6 for name in ("fp32: a rank sends, a step", "sign: in a whole step")}
-    measured["between"] = rows["sign: the same, between whole steps"]["ours"] * 1e6
-    assert measured["fp32: a rank sends, a step"] == pytest.approx(plain, rel=0.01, abs=_HEADERS)
-    assert measured["sign: in a whole step"] == pytest.approx(plain / 2, rel=0.01, abs=_HEADERS)
-    assert measured["between"] == pytest.approx(signs, rel=0.01, abs=_HEADERS)
+    names = ("fp32: a rank sends, a step", "sign: in a whole step", "sign: the same, between whole steps")
+    for name, paper in zip(names, (plain, plain / 2, signs), strict=True):
+        assert -_UNEVEN < rows[name]["ours"] * 1e6 - paper < _HEADERS * (ranks - 1), name
 
 
 def test_nothing_is_sent_where_nothing_is_sent():
@@ -48,5 +47,5 @@ def test_nothing_is_sent_where_nothing_is_sent():
 
 
 def test_a_rank_that_fails_is_told(tmp_path):
-    with pytest.raises(ServiceError, match="Rank 0 of 1 ended with code 1"):
+    with pytest.raises(ServiceError, match="Rank 0 of 1 ended with 1"):
         together("pipelines.benchmarks.comm_rank:measure", {}, 1, tmp_path)
