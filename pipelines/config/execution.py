@@ -23,7 +23,7 @@ class GradientsConfig(Section):
         32,
         ge=1,
         description="steps, of powersgd and sign: so often, and in each epoch's last, gradients and what was left out "
-        "travel whole, as bf16. Checkpoints are taken after such a step",
+        "travel whole, as bf16. Checkpoints are taken after such a step, and a stop waits for one, within its grace",
     )
 
 
