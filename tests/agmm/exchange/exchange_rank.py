@@ -3,6 +3,7 @@
 Prints a JSON line of what differs from a reference that knows all ranks' gradients; see `test_exchange`.
 """
 
+import gc
 import json
 import sys
 
@@ -78,6 +79,13 @@ class Reference:
 def main(kind, rank, world, rendezvous):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    print(json.dumps(compare(kind, rank, world)), flush=True)
+    gc.collect()  # DDP and its hook hold the group: its threads would be left to the end of the process
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def compare(kind, rank, world):
     net, alone = network(), network()
     model = DistributedDataParallel(net, bucket_cap_mb=0.01, find_unused_parameters=kind == "sign")
     latent = latent_weights(net)
@@ -110,9 +118,7 @@ def main(kind, rank, world, rendezvous):
         total = {"sent": total["sent"] + sent, "true": total["true"] + true}
         found["mean"].append(((total["sent"] - total["true"]).norm() / total["true"].norm()).item())
     digest = torch.cat([p.grad.flatten() for p in net.parameters()]).double().sum().item()
-    print(json.dumps(found | {"digest": digest}), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    return found | {"digest": digest}
 
 
 def _off(found, expected, rounded):
