@@ -38,7 +38,12 @@ def agrees() -> bool:
 def verdict(what: str, difference: Callable[[], str]) -> bool:
     """Whether `what` agrees with its reference. Compares once a process, and warns of a difference."""
     if what not in _verdicts:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        with (
+            torch.inference_mode(False),  # the first use may be a validation
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.random.fork_rng(devices=[]),
+        ):
             torch.manual_seed(0)
             reason = difference()
         _verdicts[what] = not reason

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from agmm.kernels import block_end, check, native, reference
+from agmm.kernels import block_end, check, convolution, native, reference
 from agmm.models.blocks import BatchNorm2d
 from agmm.modulation import Halve
 from agmm.neuron import LIF
@@ -70,3 +70,11 @@ def test_an_unknown_path_is_refused(monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "abacus")
     with pytest.raises(ValueError, match=r"Unknown kernels 'abacus'\. This machine has: .*portable"):
         native.path()
+
+
+@needs_passes
+@pytest.mark.parametrize("agrees", [check.agrees, convolution.agrees])
+def test_a_validation_may_be_the_first_use(agrees):
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert agrees()
