@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,7 @@ def bench_inference(rounds: int, threads: int, layers: bool, networks: bool, as_
     from pipelines.benchmarks.inference import bench as measure
 
     result = measure(rounds, threads, layers=layers, networks=NETWORKS if networks else ())
-    _print(result, as_json)
-    if not as_json:
-        words = ("processor", "kernels", "threads", "rounds", "python", "torch", "numpy", "onnxruntime")
-        _say_about(result, words)
+    _print(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "numpy", "onnxruntime"))
 
 
 @bench.command("comm")
@@ -134,13 +132,7 @@ def bench_comm(
         raise click.UsageError("--set changes the recipe that --seeds trains.")
     else:
         result = comm.bench(rounds, workers, say, comm.Size(arch=arch, width=width, resolution=resolution))
-    _print(result, as_json)
-    if not as_json:
-        _say_about(result, ("processor", "workers", "rounds", "python", "torch"))
-
-
-def _say_about(result: dict[str, Any], words: tuple[str, ...]) -> None:
-    say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+    _print(result, as_json, ("processor", "workers", "rounds", "python", "torch"))
 
 
 @bench.command("neuron")
@@ -156,10 +148,7 @@ def bench_neuron(rounds: int, threads: int, compiled: bool, as_json: bool) -> No
     from pipelines.benchmarks.neuron import bench as measure
 
     result = measure(rounds, threads, compiled=compiled)
-    _print(result, as_json)
-    if not as_json:
-        words = ("processor", "kernels", "threads", "rounds", "python", "torch", "peers")
-        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+    _print(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
 
 
 @bench.command("step")
@@ -172,10 +161,7 @@ def bench_step(rounds: int, threads: int, compiled: bool, as_json: bool) -> None
     from pipelines.benchmarks.step import bench as measure
 
     result = measure(rounds, threads, compiled=compiled)
-    _print(result, as_json)
-    if not as_json:
-        words = ("processor", "kernels", "threads", "rounds", "python", "torch", "peers")
-        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+    _print(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
 
 
 @bench.command("memory")
@@ -201,28 +187,22 @@ def bench_loader(images: Path | None, rounds: int, count: int, as_json: bool) ->
     from pipelines.benchmarks.loader import bench as measure
 
     result = measure(images, rounds, count)
-    _print(result, as_json)
-    if not as_json:
-        words = (
-            "images",
-            "full size",
-            "short side 256",
-            "processor",
-            "rounds",
-            "python",
-            "torch",
-            "ffcv",
-            "torchvision",
-        )
-        say(", ".join(f"{word} {result[word]}" for word in words if result.get(word)))
+    _print(
+        result,
+        as_json,
+        ("images", "full size", "short side 256", "processor", "rounds", "python", "torch", "ffcv", "torchvision"),
+    )
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
+def _print(result: dict[str, Any], as_json: bool, words: Sequence[str] = ()) -> None:
+    """The rows, and of the circumstances beside the load those that `words` name and the result has."""
     if as_json:
         show(result, as_json)
         return
     table([{key: _cell(value) for key, value in row.items()} for row in result["rows"]], "nothing was measured")
     say(f"{result['cores']} cores, load {result['load']:.1f}: other work on the machine is in these figures")
+    if told := ", ".join(f"{word} {result[word]}" for word in words if result.get(word)):
+        say(told)
 
 
 def _cell(value: Any) -> str:

@@ -58,7 +58,7 @@ void agmm_free(void* network);
 // neurons, spikes, arrivals of spikes at a position of the output.
 int agmm_run(void* network, const float* images, int64_t batch, int32_t height, int32_t width, float* logits,
              int64_t* counts);
-// Bytes beside the weights, of all threads, since the last run.
+// Bytes beside the weights, of all threads, as the runs so far needed them.
 int64_t agmm_memory(const void* network);
 // One binary convolution, of values 0 and 1 (`planes` 1) or 0..4 (3): [count, height, width, in] to [count, height',
 // width', out].
