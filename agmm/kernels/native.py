@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Iterable
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# The path where not the best: a name of `available()`. The packed kernels obey it too.
-VARIABLE = "AGMM_KERNELS"
-# Another library than the installed one: how the tests run one that checks itself.
+from agmm.library import CompiledLibrary
+
 LIBRARY_VARIABLE = "AGMM_FUSED_LIBRARY"
 # As in native/api.h and native/kernels.h.
 ABI, MOST_STEPS = 2, 32
@@ -134,18 +130,6 @@ def _images(x_TBCHW: Tensor) -> Tensor:
     return x_TBCHW.flatten(0, 1)
 
 
-def available() -> tuple[str, ...]:
-    """Paths that this machine and build offer, best first; empty where there is no library, and see `why_not`."""
-    library = _library()
-    return () if isinstance(library, str) else tuple(library.agmm_fused_paths().decode().split())
-
-
-def why_not() -> str:
-    """Why there are no compiled passes; empty where there are."""
-    library = _library()
-    return library if isinstance(library, str) else ""
-
-
 @dataclass(frozen=True)
 class Counts:
     """A convolution's output n, in units of its channels `[C]` where these are given."""
@@ -220,46 +204,8 @@ def _at(tensor: Tensor | None) -> int | None:
 
 
 def _call(name: str, layout: Layout, *arguments: Any) -> None:
-    function = getattr(_loaded(), f"agmm_fused_{name}")
-    function(path().encode(), ctypes.byref(layout.struct()), *arguments)
-
-
-def path() -> str:
-    """The path in use. Raises ValueError where the environment asks for one that is not there."""
-    known = available()
-    chosen = os.environ.get(VARIABLE) or known[0]
-    if chosen not in known:
-        raise ValueError(f"Unknown kernels {chosen!r}. This machine has: {', '.join(known)}.")
-    return chosen
-
-
-def _loaded() -> Any:
-    if reason := why_not():
-        raise RuntimeError(f"There are no compiled passes: {reason}.")
-    return _library()
-
-
-@cache
-def _library() -> Any:
-    """The library, or why there is none."""
-    if named := os.environ.get(LIBRARY_VARIABLE):
-        return open_library(Path(named))
-    here = Path(__file__).parent
-    found = [path for suffix in EXTENSION_SUFFIXES if (path := here / f"_kernels{suffix}").exists()]
-    if not found:
-        return "they were not compiled at installation: install a C++ compiler, then run `pip install` again"
-    return open_library(found[0])
-
-
-def open_library(path: Path) -> Any:
-    """A compiled library, or why it cannot be used."""
-    try:
-        library = _bind(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError) as error:
-        return f"{path} cannot be loaded: {error}"
-    if library.agmm_fused_abi() != ABI:
-        return f"{path} was compiled from other sources than these: run `pip install` again"
-    return library
+    function = getattr(_kernels.loaded(), f"agmm_fused_{name}")
+    function(_kernels.path().encode(), ctypes.byref(layout.struct()), *arguments)
 
 
 def _bind(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -276,3 +222,7 @@ def _bind(library: ctypes.CDLL) -> ctypes.CDLL:
         function = getattr(library, f"agmm_fused_{name}")
         function.restype, function.argtypes = result, arguments
     return library
+
+
+_kernels = CompiledLibrary(Path(__file__).parent, _bind, prefix="agmm_fused_", abi=ABI, variable=LIBRARY_VARIABLE)
+available, why_not, path = _kernels.available, _kernels.why_not, _kernels.path

@@ -9,41 +9,28 @@ Axes: T time steps, B batch, H, W, C channels, I input and O output channels, K 
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import weakref
 from collections.abc import Mapping
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agmm.packed.abi import ABI, Library, bind, fill
+from agmm.library import CompiledLibrary
+from agmm.packed.abi import ABI, bind, fill
 from agmm.packed.description import POOLED, Description
 from agmm.packed.files import shown
 from agmm.packed.reference import Counts
 
-# The path where none is asked for: a name of `available()`.
-VARIABLE = "AGMM_KERNELS"
-# Another library than the installed one: how the tests run one that checks itself.
 LIBRARY_VARIABLE = "AGMM_KERNELS_LIBRARY"
 _MOST_THREADS, _MOST_SIDE = 256, 1 << 14
 _TOO_LARGE = 2  # a status, as in api.h
 
 
-def available() -> tuple[str, ...]:
-    """Paths that this machine and build offer, best first; empty where there is no library, and see `why_not`."""
-    library = _library()
-    return () if isinstance(library, str) else tuple(library.agmm_paths().decode().split())
-
-
-def why_not() -> str:
-    """Why there are no native kernels; empty where there are."""
-    library = _library()
-    return library if isinstance(library, str) else ""
+_kernels = CompiledLibrary(Path(__file__).parent, bind, prefix="agmm_", abi=ABI, variable=LIBRARY_VARIABLE)
+available, why_not, path = _kernels.available, _kernels.why_not, _kernels.path
 
 
 class NativeNetwork:
@@ -73,8 +60,8 @@ class NativeNetwork:
         threads: int = 1,
         path: str | None = None,
     ) -> None:
-        self.description, self.threads, self.path = description, _checked_threads(threads), _checked_path(path)
-        self._lib, self._lock, handle = _loaded(), threading.Lock(), ctypes.c_void_p()
+        self.description, self.threads, self.path = description, _checked_threads(threads), _kernels.path(path)
+        self._lib, self._lock, handle = _kernels.loaded(), threading.Lock(), ctypes.c_void_p()
         struct, kept = fill(description, tensors, self.threads, self.path)
         _raise_for(self._lib.agmm_create(ctypes.byref(struct), ctypes.byref(handle)))
         del kept  # arrays that the struct points into
@@ -139,8 +126,8 @@ class BinaryConvolution:
         _check_layer(signs_O33B, in_channels, stride, POOLED if pooled else 1)
         signs, handle = np.ascontiguousarray(signs_O33B), ctypes.c_void_p()
         self.shape, self.stride, self.most = (len(signs), in_channels), stride, POOLED if pooled else 1
-        self.path = _checked_path(path)
-        self._lib, self._lock = _loaded(), threading.Lock()
+        self.path = _kernels.path(path)
+        self._lib, self._lock = _kernels.loaded(), threading.Lock()
         sizes = (*self.shape, stride, 3 if pooled else 1)
         _raise_for(
             self._lib.agmm_layer_create(
@@ -190,13 +177,17 @@ def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads
 
     Raises ValueError for another value. The caller sees to shapes, types and memory, here and in the two below.
     """
-    if _loaded().agmm_pack_spikes(path().encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data):
+    if _kernels.loaded().agmm_pack_spikes(
+        _kernels.path().encode(), threads, x_NHWI.ctypes.data, *x_NHWI.shape, bits.ctypes.data
+    ):
         raise ValueError("Spikes are 0 or 1, and these hold another value.")
 
 
 def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[np.float32], *, threads: int = 1) -> None:
     """The inverse of `pack_spikes`."""
-    _loaded().agmm_unpack_spikes(path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data)
+    _kernels.loaded().agmm_unpack_spikes(
+        _kernels.path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data
+    )
 
 
 def convolve_spikes(
@@ -212,8 +203,8 @@ def convolve_spikes(
     outs, *_, ins = weights_O33I.shape
     sizes = (number, rows - 2, columns - 2, ins)
     _raise_for(
-        _loaded().agmm_convolve_spikes(
-            path().encode(),
+        _kernels.loaded().agmm_convolve_spikes(
+            _kernels.path().encode(),
             threads,
             bits.ctypes.data,
             *sizes,
@@ -225,53 +216,10 @@ def convolve_spikes(
     )
 
 
-def path() -> str:
-    """The path in use where none is asked for. Raises ValueError where the environment asks for an unknown one."""
-    return _checked_path(None)
-
-
 def multiply_adds(rounds: int, *, path: str | None = None) -> int:
     """Do float32 multiply-adds in registers, on one thread; returns how many: what measures a processor's peak."""
-    lib, half = _loaded(), ctypes.c_float(0.5)
-    return int(lib.agmm_multiply_adds(_checked_path(path).encode(), rounds, ctypes.byref(half)))
-
-
-@cache
-def _library() -> Library | str:
-    """The library, or why there is none."""
-    if named := os.environ.get(LIBRARY_VARIABLE):
-        return open_library(Path(named))
-    here = Path(__file__).parent
-    found = [path for suffix in EXTENSION_SUFFIXES if (path := here / f"_kernels{suffix}").exists()]
-    if not found:
-        return "they were not compiled at installation: install a C++ compiler, then run `pip install` again"
-    return open_library(found[0])
-
-
-def open_library(path: Path) -> Library | str:
-    """A compiled library, or why it cannot be used."""
-    try:
-        library = bind(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError) as error:
-        return f"{path} cannot be loaded: {error}"
-    if library.agmm_abi() != ABI:
-        return f"{path} was compiled from other sources than these: run `pip install` again"
-    return library
-
-
-def _loaded() -> Library:
-    if reason := why_not():
-        raise RuntimeError(f"There are no native kernels: {reason}.")
-    return _library()
-
-
-def _checked_path(path: str | None) -> str:
-    _loaded()
-    known = available()
-    chosen = path or os.environ.get(VARIABLE) or known[0]
-    if chosen not in known:
-        raise ValueError(f"Unknown kernels {chosen!r}. This machine has: {', '.join(known)}.")
-    return chosen
+    lib, half = _kernels.loaded(), ctypes.c_float(0.5)
+    return int(lib.agmm_multiply_adds(_kernels.path(path).encode(), rounds, ctypes.byref(half)))
 
 
 def _checked_threads(threads: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agmm.library import VARIABLE
 from agmm.packed import native, reference
 from agmm.packed.artifact import Artifact, read
 from agmm.packed.cost import mac_count
@@ -133,7 +134,7 @@ def normalised(batch: NDArray[np.uint8], taken: Input) -> NDArray[np.float32]:
 
 def _choose(kernels: str | None) -> str:
     known = (*native.available(), REFERENCE)
-    asked = kernels or os.environ.get(native.VARIABLE)
+    asked = kernels or os.environ.get(VARIABLE)
     if not asked and known == (REFERENCE,):
         warnings.warn(f"The reference runs, slowly: there are no native kernels: {native.why_not()}", RuntimeWarning, 4)
     chosen = asked or known[0]

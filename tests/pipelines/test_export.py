@@ -154,7 +154,7 @@ def test_without_native_kernels_the_reference_says_so(model, tmp_path, monkeypat
     out, image = tmp_path / "net.safetensors", tmp_path / "grey.png"
     assert _agmm("export", model(), "--out", out, "--inputs", 1) == 0
     Image.new("RGB", (16, 16)).save(image)
-    monkeypatch.setattr("agmm.packed.native._library", lambda: "they were not compiled")
+    monkeypatch.setattr("agmm.packed.native._kernels._found", "they were not compiled")
     assert _agmm("predict", out, image) == 0
     assert "the reference runs, slowly: they were not compiled" in capsys.readouterr().err
 

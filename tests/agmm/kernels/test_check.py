@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agmm.kernels import block_end, check, convolution, native, reference
+from agmm.library import VARIABLE
 from agmm.models.blocks import BatchNorm2d
 from agmm.modulation import Halve
 from agmm.neuron import LIF
@@ -21,7 +22,7 @@ def _unjudged(monkeypatch):
 @needs_passes
 @pytest.mark.parametrize("path", native.available())
 def test_every_path_of_this_machine_agrees(path, monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, path)
+    monkeypatch.setenv(VARIABLE, path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check.agrees()
@@ -58,7 +59,7 @@ def test_what_differs_is_switched_off_and_named(name, spoil, words, monkeypatch)
 
 
 def test_without_compiled_passes_the_reference_runs(monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: "there is no compiler")
+    monkeypatch.setattr(native._kernels, "_found", "there is no compiler")
     assert not check.agrees()
     assert native.available() == ()
     with pytest.raises(RuntimeError, match="there is no compiler"):
@@ -67,7 +68,7 @@ def test_without_compiled_passes_the_reference_runs(monkeypatch):
 
 @needs_passes
 def test_an_unknown_path_is_refused(monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, "abacus")
+    monkeypatch.setenv(VARIABLE, "abacus")
     with pytest.raises(ValueError, match=r"Unknown kernels 'abacus'\. This machine has: .*portable"):
         native.path()
 

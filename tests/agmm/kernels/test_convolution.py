@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from agmm.binary import BinaryConv2d
 from agmm.kernels.convolution import count, in_units, spike_convolution, takes
+from agmm.library import VARIABLE
 from agmm.methods import get_method
 from agmm.packed import native
 
@@ -51,7 +52,7 @@ def test_sums_are_equal_and_gradients_are_torchs(seed, images, ins, outs, height
 @pytest.mark.parametrize("path", native.available())
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_path_and_number_of_threads(monkeypatch, path, threads):
-    monkeypatch.setenv(native.VARIABLE, path)
+    monkeypatch.setenv(VARIABLE, path)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from agmm.kernels import check, compiled, native, reference
+from agmm.library import VARIABLE
 from tests.agmm.kernels.cases import draw_case
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no compiled passes: {native.why_not()}")
@@ -53,5 +54,5 @@ def test_random_cases_are_the_references(chunk):
 
 @pytest.mark.parametrize("path", native.available())
 def test_every_path_is_the_references(path, monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, path)
+    monkeypatch.setenv(VARIABLE, path)
     check_seeds(range(CHUNK))

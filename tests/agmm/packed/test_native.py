@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agmm.library import VARIABLE
 from agmm.packed import native, reference
 
 PATHS = native.available()
@@ -138,10 +139,10 @@ def test_other_inputs_are_refused(x):
 
 
 def test_the_environment_chooses_the_path(monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, "portable")
+    monkeypatch.setenv(VARIABLE, "portable")
     assert native.BinaryConvolution(SIGNS, 8).path == "portable"
     assert native.BinaryConvolution(SIGNS, 8, path=PATHS[0]).path == PATHS[0]
-    monkeypatch.setenv(native.VARIABLE, "avx1024")
+    monkeypatch.setenv(VARIABLE, "avx1024")
     with pytest.raises(ValueError, match=r"Unknown kernels 'avx1024'\. This machine has: .*portable"):
         native.BinaryConvolution(SIGNS, 8)
 

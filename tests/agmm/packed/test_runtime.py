@@ -85,7 +85,7 @@ def test_kernels_that_are_not_here_are_refused():
 
 
 def test_without_native_kernels_a_program_is_warned_unless_it_asked_for_the_reference(monkeypatch):
-    monkeypatch.setattr("agmm.packed.native._library", lambda: "they were not compiled")
+    monkeypatch.setattr("agmm.packed.native._kernels._found", "they were not compiled")
     with pytest.warns(RuntimeWarning, match="The reference runs, slowly: .* not compiled"):
         assert Runtime(packed_network("resnet19")).kernels == "reference"
     Runtime(packed_network("resnet19"), kernels="reference")
