@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+EAR = "agmm-ear"  # the thread of an `Ear`
 _POLL_S = 1.0
 _GONE_S = 10.0  # without a sign of life rank 0 is not waited for
 _ENDED_S = 600.0  # rank 0 is ended by whoever asked; if nobody does, it gives up waiting
@@ -113,7 +114,7 @@ class Ear:
     def asked(self) -> bool:
         """Whether the loop is to save a checkpoint and stop. It listens from the first call on."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._listen, daemon=True)
+            self._thread = threading.Thread(target=self._listen, name=EAR, daemon=True)
             self._thread.start()
         return self._flag.is_set()
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import ray
 
-from pipelines.on_ray.desk import Ear, ask, open_desk
+from pipelines.on_ray.desk import EAR, Ear, ask, open_desk
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
@@ -24,7 +24,14 @@ def local_ray():
 
 @pytest.fixture
 def desk(local_ray):
-    return open_desk()
+    """A desk that goes with its test, and whoever still listens to it: nobody may call Ray while it shuts down."""
+    opened = open_desk()
+    yield opened
+    ray.kill(opened)
+    for thread in threading.enumerate():
+        if thread.name == EAR:
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def _until(condition):
