@@ -1,7 +1,7 @@
 """What stands between two binary convolutions, in one operation: norm, gate, residual add and neuron over all T.
 
 `reference` is the truth in plain torch, `native` the compiled passes for CPUs, `ops` the torch operators made of them,
-`block` chooses between the two, `fuse` has a whole network use it.
+`inductor` the reference compiled for GPUs, `block` chooses among them, `fuse` has a whole network use it.
 """
 
 from agmm.kernels.block import block_end, spikes

@@ -1,15 +1,15 @@
 """The fused operation where it can run, the reference where it cannot.
 
-It can for a `LIF` or `IF`, behind batch normalisation and a gate that is adaptive both ways, constant or none, in
-float32 on the CPU; where nobody watches the norm, the gate or the neuron by a hook, which would see nothing; and where
-the compiled passes are there and agree with the reference on this machine.
+It can for a `LIF` or `IF`, behind batch normalisation and a gate that is adaptive both ways, constant or none; where
+nobody watches the norm, the gate or the neuron by a hook, which would see nothing; and where the compiled passes, in
+float32 on the CPU, or the graph, on GPUs, are there and agree with the reference on this machine.
 
 Axes: T time steps, B batch, C channels, H, W.
 """
 
 from torch import Tensor, nn
 
-from agmm.kernels import check, compiled, reference
+from agmm.kernels import check, compiled, inductor, reference
 from agmm.precision import at_least_float32
 
 
@@ -27,8 +27,12 @@ def block_end(
     `agmm.kernels.reference`. Running statistics are updated.
     """
     n_TBCHW = at_least_float32(n_TBCHW)
-    can = compiled.takes(n_TBCHW, r_TBCHW) and compiled.knows(norm, gate, neuron, n_TBCHW.shape[0]) and check.agrees()
-    function = compiled.block_end if can else reference.block_end
+    function = reference.block_end
+    if compiled.knows(norm, gate, neuron, n_TBCHW.shape[0]):
+        if compiled.takes(n_TBCHW, r_TBCHW) and check.agrees():
+            function = compiled.block_end
+        elif inductor.takes(n_TBCHW, norm) and check.graph_agrees(n_TBCHW.device):
+            function = inductor.block_end
     return function(n_TBCHW, r_TBCHW, norm, gate, neuron, unit_C)
 
 

@@ -9,11 +9,12 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from agmm.kernels import compiled, native, reference
+from agmm.kernels import compiled, inductor, native, reference
 from agmm.models.blocks import BatchNorm2d
 from agmm.modulation import make_gate
 from agmm.neuron import LIF
@@ -35,6 +36,11 @@ def agrees() -> bool:
     return not native.why_not() and verdict(f"fused neuron kernels ({native.path()})", difference)
 
 
+def graph_agrees(device: torch.device) -> bool:
+    """Whether the graph of `torch.compile` may be used on such a device."""
+    return verdict(f"compiled graphs on {device.type}", partial(graph_difference, device))
+
+
 def verdict(what: str, difference: Callable[[], str]) -> bool:
     """Whether `what` agrees with its reference. Compares once a process, and warns of a difference."""
     if what not in _verdicts:
@@ -42,6 +48,7 @@ def verdict(what: str, difference: Callable[[], str]) -> bool:
             torch.inference_mode(False),  # the first use may be a validation
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(0)
@@ -68,10 +75,24 @@ def difference() -> str:
     return ""
 
 
-def compare(inputs: Sequence[Tensor | None], modules: tuple[nn.Module, nn.Module, LIF]) -> str:
+def graph_difference(device: torch.device) -> str:
+    """As `difference`, of the graph, in one case: each takes seconds to compile. What it raises is a difference."""
+    inputs = [*(_random(torch.channels_last).to(device) for _ in range(4)), torch.rand(_SHAPE[2], device=device) + 0.5]
+    modules = BatchNorm2d(_SHAPE[2]).to(device), make_gate("agmm", "sample", _SHAPE[0]).to(device), LIF()
+    try:
+        return compare(inputs, modules, inductor.block_end)
+    except Exception as error:  # noqa: BLE001, a compiler may fail in any way, and the reference needs none
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def compare(
+    inputs: Sequence[Tensor | None],
+    modules: tuple[nn.Module, nn.Module, LIF],
+    function: _Function = compiled.block_end,
+) -> str:
     """What differs, in words, of n, r, dL/dx, dL/dspikes, unit (None but for the first) and (norm, gate, neuron)."""
     truth = run(reference.block_end, inputs, modules, torch.float64)
-    ours = run(compiled.block_end, inputs, modules, torch.float32)
+    ours = run(function, inputs, modules, torch.float32)
     near = near_threshold(truth["x"], modules[2])
     if not torch.equal(ours["spikes"][:, ~near], truth["spikes"][:, ~near]):
         return "spikes differ"

@@ -40,8 +40,8 @@ class ExecutionConfig(Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; state and weights stay fp32")
     kernels: Literal["auto", "reference"] = Field(
         "auto",
-        description="auto: on CPUs the compiled passes over norm, gate and neuron and convolutions of bits, where they "
-        "agree with plain torch on the machine; reference: plain torch",
+        description="auto: on CPUs the compiled passes over norm, gate and neuron and convolutions of bits, on GPUs "
+        "torch.compile of the former, where they agree with plain torch on the machine; reference: plain torch",
     )
     gradients: GradientsConfig = GradientsConfig()
     compile: bool = Field(False, description="torch.compile the network")

@@ -75,9 +75,10 @@ def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path, 
 def _start(plan: Plan) -> State:
     config, world = plan.config, plan.world
     network = build_network(config.model).to(world.device)
-    if config.run.kernels == "auto" and world.device.type == "cpu":
-        keep_memory()
+    if config.run.kernels == "auto":
         fuse(network)
+        if world.device.type == "cpu":
+            keep_memory()
     optimizer = build_optimizer(network, config.optim)
     criterion = build_criterion(config, network, world.device)
     measures = Measures(network, config, world.sum, world.size)
