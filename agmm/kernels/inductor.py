@@ -50,4 +50,4 @@ def unhooked(neuron: nn.Module) -> nn.Module:
 
 @cache
 def _graph() -> Any:
-    return torch.compile(reference.block_end, dynamic=False, recompile_limit=_MOST_GRAPHS)
+    return torch.compile(reference.block_end, dynamic=False, recompile_limit=_MOST_GRAPHS)  # type: ignore[call-overload]
