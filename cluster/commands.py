@@ -127,6 +127,16 @@ def service_environment(services: Services) -> dict[str, str]:
     return {**kept, **client_environment(services), **JOB_STOP_WAIT, "PATH": _search_path(), MARKER: services.marker}
 
 
+def ray_environment(services: Services) -> dict[str, str]:
+    """Add what keeps the head from telling its metrics to whoever asks: Ray puts no token before those three ports.
+
+    Two of them cannot be switched off, but for a port that does not exist: Ray logs that and goes on without.
+    """
+    none = str(2**16)
+    closed = {"AUTOSCALER_METRIC_PORT": none, "DASHBOARD_METRIC_PORT": none, "RAY_enable_metrics_collection": "0"}
+    return {**service_environment(services), **closed}
+
+
 def mlflow_environment(services: Services, known: Secrets) -> dict[str, str]:
     """Add what the MLflow server alone needs, and leave out its own address."""
     shared = {name: value for name, value in service_environment(services).items() if "MLFLOW_TRACKING" not in name}
@@ -134,6 +144,7 @@ def mlflow_environment(services: Services, known: Secrets) -> dict[str, str]:
         **shared,
         "MLFLOW_AUTH_CONFIG_PATH": str(CredentialFiles(services.home).mlflow),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": known.mlflow_session,
+        "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",  # a route that MLflow has no rule for is refused
         # Unused here, and the part of the server that runs code on request.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

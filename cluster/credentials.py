@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.settings import REGION, service_dir
+from cluster import certificates
+from cluster.settings import LOOPBACK, REGION, service_dir
 
 MLFLOW_USER = "agmm"
 
@@ -48,6 +49,9 @@ class CredentialFiles:
         self.mlflow_users = folder / "mlflow-users.db"
         self.mlflow_password = folder / "mlflow-password"
         self.ray_token = folder / "ray-token"
+        self.authority = folder / "authority.pem"
+        self.certificate = folder / "certificate.pem"
+        self.key = folder / "key.pem"
 
 
 def write_private(path: Path, text: str) -> None:
@@ -73,10 +77,17 @@ def load_or_create(home: Path, bucket: str) -> Secrets:
         # MLflow takes the password only when it creates its user: a user of older secrets could never log in.
         files.mlflow_users.unlink(missing_ok=True)
         write_private(files.secrets, known.model_dump_json())
+    _write_certificates(files)
     _write_s3(files, known, bucket)
     _write_mlflow(files, known)
     write_private(files.ray_token, known.ray_token)
     return known
+
+
+def _write_certificates(files: CredentialFiles) -> None:
+    made = certificates.generate([LOOPBACK, "localhost"])
+    for path, text in zip((files.authority, files.certificate, files.key), made, strict=True):
+        write_private(path, text)
 
 
 def _write_s3(files: CredentialFiles, known: Secrets, bucket: str) -> None:
@@ -86,12 +97,31 @@ def _write_s3(files: CredentialFiles, known: Secrets, bucket: str) -> None:
         "actions": [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List", "Tagging")],
     }
     write_private(files.s3, json.dumps({"identities": [identity]}))
-    # The S3 gateway's own back ends listen too: without these keys they would serve any local user past the gateway.
-    sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-    write_private(files.s3_security, "".join(f'[{name}]\nkey = "{known.s3_internal}"\n' for name in sections))
+    write_private(files.s3_security, _s3_security(files, known))
     pair = f"aws_access_key_id = {known.s3_key}\naws_secret_access_key = {known.s3_secret}\n"
     write_private(files.aws, f"[default]\n{pair}")
     write_private(files.aws_config, f"[default]\nregion = {REGION}\ns3 =\n    addressing_style = path\n")
+
+
+def _s3_security(files: CredentialFiles, known: Secrets) -> str:
+    """Close the gateway's own back ends: master, volume server and filer would serve any local user past it.
+
+    Their keys sign what the gateway asks of them by HTTP. The master hands such signatures to whoever asks, and deletes
+    buckets; gRPC knows no keys: so both are spoken with the certificate only.
+    """
+    signing = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+    pair = f'cert = "{files.certificate}"\nkey = "{files.key}"\n'
+    authority = f'ca = "{files.authority}"\n'
+    grpc = [f"grpc.{part}" for part in ("master", "volume", "filer", "s3", "client")]
+    https = [f"https.{part}" for part in ("master", "volume", "filer", "client")]
+    sections = {
+        **dict.fromkeys(signing, f'key = "{known.s3_internal}"\n'),
+        "grpc": authority,
+        **dict.fromkeys(grpc, pair),
+        **dict.fromkeys(https, pair + authority),
+    }
+    sections["https.client"] += "enabled = true\n"
+    return "".join(f"[{name}]\n{lines}" for name, lines in sections.items())
 
 
 def _write_mlflow(files: CredentialFiles, known: Secrets) -> None:

@@ -63,11 +63,17 @@ def _s3_environment(services: Services) -> dict[str, str]:
 
 
 def _ray_environment(services: Services) -> dict[str, str]:
+    files = CredentialFiles(services.home)
     return {
         "RAY_ADDRESS": services.ray_address,
         "RAY_API_SERVER_ADDRESS": services.dashboard_url,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(CredentialFiles(services.home).ray_token),
+        "RAY_AUTH_TOKEN_PATH": str(files.ray_token),
+        # The token is looked at too late: one call without it to the stream between nodes ends Ray 2.60's head.
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_CA_CERT": str(files.authority),
+        "RAY_TLS_SERVER_CERT": str(files.certificate),
+        "RAY_TLS_SERVER_KEY": str(files.key),
         # Despite its name it counts on every system: off, Ray keeps 127.0.0.1 instead of turning it into the
         # machine's outer address, for the head's own ports and for the address that a client gives.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -206,7 +206,7 @@ def _start(
     elif service == "mlflow":
         command, environment_of = commands.mlflow_command(services), commands.mlflow_environment(services, known)
     else:
-        command = commands.ray_command(services, spare, num_cpus)
+        command, environment_of = commands.ray_command(services, spare, num_cpus), commands.ray_environment(services)
     folder = service_dir(services.home)
     return processes.start(service, command, log=_log(services.home, service), cwd=folder, environment=environment_of)
 

@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -21,10 +20,10 @@ from botocore.exceptions import ClientError
 
 from cluster import job, services
 from cluster.credentials import CredentialFiles
-from cluster.environment import CONFLICTING
-from cluster.errors import ServiceError, UserError
+from cluster.errors import UserError
 from cluster.probes import known_secrets
 from cluster.settings import Services, ServiceSettings
+from tests.cluster.listeners import family
 
 pytestmark = [
     pytest.mark.s3,
@@ -35,35 +34,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    home = tmp_path_factory.mktemp("home")
-    settings = ServiceSettings(home=home, s3_port=0, mlflow_port=0, dashboard_port=0, ray_port=0, num_cpus=1)
-    try:
-        yield services.up(settings)
-    finally:
-        services.down(home)
-
-
-@pytest.fixture
-def client(running: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
-    """This process's environment points at the services."""
-    for name in CONFLICTING:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in services.environment(running.home).items():
-        monkeypatch.setenv(name, value)
-    return running
-
-
-def _family(running: Services) -> list[psutil.Process]:
-    tops = [psutil.Process(record.pid) for record in running.processes]
-    return [*tops, *(child for top in tops for child in top.children(recursive=True))]
-
-
 def _arguments(running: Services) -> list[str]:
     """Of those that still live: a job's process may end meanwhile."""
     found = []
-    for process in _family(running):
+    for process in family(running):
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(" ".join(process.cmdline()))
     return found
@@ -124,13 +98,6 @@ def test_s3_refuses_others(client: Services, key: str) -> None:
     with pytest.raises(ClientError, match=r"InvalidAccessKeyId|SignatureDoesNotMatch"):
         s3.list_objects_v2(Bucket=client.bucket)
     s3.close()
-
-
-def test_s3_behind_the_gateway_refuses_others(running: Services) -> None:
-    """The filer would list, read and write everything for whoever finds its port."""
-    arguments = psutil.Process(running.processes[0].pid).cmdline()
-    port = next(each.partition("=")[2] for each in arguments if each.startswith("-filer.port="))
-    assert _answer(f"http://127.0.0.1:{port}/buckets/{running.bucket}/.ready") == 401
 
 
 @pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/nodes?view=summary"])
@@ -227,15 +194,6 @@ def test_a_wrong_token_is_the_users_mistake(client: Services, tmp_path: Path, mo
         job.jobs_list()
 
 
-def test_nothing_listens_wider_than_loopback(running: Services) -> None:
-    pids = {process.pid for process in _family(running)}
-    found = [each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.pid in pids]
-    assert {running.ports.s3, running.ports.mlflow, running.ports.dashboard, running.ports.ray} <= {
-        each.port for each in found
-    }
-    assert [each for each in found if each.ip not in ("127.0.0.1", "::ffff:127.0.0.1", "::1")] == []
-
-
 def test_only_this_user_reads_the_secrets(running: Services) -> None:
     files = CredentialFiles(running.home)
     for folder in (files.secrets.parent, running.runtime_dir):
@@ -264,27 +222,3 @@ def test_up_again_returns_what_runs(running: Services) -> None:
     assert again == running
     assert len(said) == 1
     assert said[0].startswith("Already running")
-
-
-def test_down_leaves_nothing(client: Services, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also not what a job started and left to itself. The last test: the services are gone afterwards."""
-    script = "import subprocess as s; print('pid', s.Popen(['sleep', '987'], start_new_session=True).pid)"
-    assert job.submit(["python", "-c", script], say=lambda _: None) == 0
-    words = capsys.readouterr().out.split()
-    left_alone = psutil.Process(int(words[words.index("pid") + 1]))
-    assert left_alone not in psutil.Process(client.processes[2].pid).children(recursive=True)
-    family = _family(client)
-    assert len(family) > 10
-    said: list[str] = []
-    began = time.monotonic()
-    assert services.down(client.home, said.append)
-    assert time.monotonic() - began < 40
-    assert [process for process in [*family, left_alone] if process.is_running()] == []
-    assert [line.split()[0] for line in said[:3]] == ["ray", "mlflow", "s3"]
-    assert not client.runtime_dir.exists()
-    assert [path for path in client.sockets if path.exists()] == []
-    assert services.status(client.home) == []
-    assert services.environment(client.home) == {}
-    assert not services.down(client.home, said.append)
-    with pytest.raises(ServiceError, match="agmm up"):
-        job.jobs_list(client.dashboard_url)

@@ -1,0 +1,31 @@
+"""One real stack for the tests of this folder that need one: S3, MLflow and a Ray head on free ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster import services
+from cluster.environment import CONFLICTING
+from cluster.settings import Services, ServiceSettings
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    home = tmp_path_factory.mktemp("home")
+    settings = ServiceSettings(home=home, s3_port=0, mlflow_port=0, dashboard_port=0, ray_port=0, num_cpus=1)
+    try:
+        yield services.up(settings)
+    finally:
+        services.down(home)
+
+
+@pytest.fixture
+def client(running: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """This process's environment points at the services."""
+    for name in CONFLICTING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in services.environment(running.home).items():
+        monkeypatch.setenv(name, value)
+    return running
