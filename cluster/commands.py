@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def s3_command(services: Services, spare: list[int]) -> list[str]:
         "filer.port": filer,
         "filer.port.grpc": filer_grpc,
         "filer.localSocket": services.runtime_dir / "filer.sock",
+        "s3.ip.bind": services.host,
         "s3.port": services.ports.s3,
         "s3.port.grpc": s3_grpc,
         "s3.port.iceberg": 0,
@@ -64,6 +66,8 @@ def s3_command(services: Services, spare: list[int]) -> list[str]:
         "s3.localSocket": services.runtime_dir / "s3.sock",
         "s3.config": files.s3,
     }
+    if services.tls:
+        options |= {"s3.cert.file": files.certificate, "s3.key.file": files.key}
     weed = shutil.which("weed", path=_search_path()) or "weed"
     # security.toml is looked for in this folder; logs go to stderr, since the default is a file in the shared /tmp.
     head = [weed, f"-config_dir={files.s3_security.parent}", "-logtostderr=true", "server", "-s3"]
@@ -84,14 +88,18 @@ def volume_megabytes(free: int) -> int:
 def mlflow_command(services: Services) -> list[str]:
     """Run the tracking server with its data base, the artifacts passed through it to S3, and a password."""
     data = service_dir(services.home) / "mlflow.db"
+    server = ["--no-access-log"]  # else a line for each metric of each step
+    if services.tls:
+        files = CredentialFiles(services.home)
+        server += ["--ssl-certfile", str(files.certificate), "--ssl-keyfile", str(files.key)]
     options = {
         "app-name": "basic-auth",
         "backend-store-uri": f"sqlite:///{data}",
         "artifacts-destination": f"s3://{services.bucket}/mlflow",
-        "host": LOOPBACK,
+        "host": services.host,
         "port": services.ports.mlflow,
         "workers": 1,  # SQLite has one writer
-        "uvicorn-opts": "--no-access-log",  # else a line for each metric of each step
+        "uvicorn-opts": shlex.join(server),
     }
     head = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts"]
     return [*head, *(f"--{name}={value}" for name, value in options.items())]
@@ -140,10 +148,13 @@ def ray_environment(services: Services) -> dict[str, str]:
 def mlflow_environment(services: Services, known: Secrets) -> dict[str, str]:
     """Add what the MLflow server alone needs, and leave out its own address."""
     shared = {name: value for name, value in service_environment(services).items() if "MLFLOW_TRACKING" not in name}
+    names = dict.fromkeys([services.host, LOOPBACK, "localhost"])
     return {
         **shared,
         "MLFLOW_AUTH_CONFIG_PATH": str(CredentialFiles(services.home).mlflow),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": known.mlflow_session,
+        # What a browser may call this server: else a page of another name could be pointed at its address.
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}{port}" for name in names for port in ("", ":*")),
         "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",  # a route that MLflow has no rule for is refused
         # Unused here, and the part of the server that runs code on request.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

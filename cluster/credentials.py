@@ -64,10 +64,10 @@ def write_private(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def load_or_create(home: Path, bucket: str) -> Secrets:
+def load_or_create(home: Path, bucket: str, host: str = LOOPBACK) -> Secrets:
     """Read this home's secrets, or generate them, and write every file that the programs read.
 
-    The S3 key opens `bucket` and no other.
+    The S3 key opens `bucket` and no other; the certificate is for `host` and for loopback.
     """
     files = CredentialFiles(home)
     if files.secrets.exists():
@@ -77,15 +77,15 @@ def load_or_create(home: Path, bucket: str) -> Secrets:
         # MLflow takes the password only when it creates its user: a user of older secrets could never log in.
         files.mlflow_users.unlink(missing_ok=True)
         write_private(files.secrets, known.model_dump_json())
-    _write_certificates(files)
+    _write_certificates(files, host)
     _write_s3(files, known, bucket)
     _write_mlflow(files, known)
     write_private(files.ray_token, known.ray_token)
     return known
 
 
-def _write_certificates(files: CredentialFiles) -> None:
-    made = certificates.generate([LOOPBACK, "localhost"])
+def _write_certificates(files: CredentialFiles, host: str) -> None:
+    made = certificates.generate(dict.fromkeys([LOOPBACK, "localhost", host]))
     for path, text in zip((files.authority, files.certificate, files.key), made, strict=True):
         write_private(path, text)
 

@@ -20,8 +20,11 @@ CONFLICTING = (
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_CA_BUNDLE",
     "RAY_AUTH_TOKEN",
     "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
 )
 _SECRET_FILES = {"MLFLOW_TRACKING_PASSWORD": "mlflow_password"}
 
@@ -38,9 +41,10 @@ def client_environment(services: Services) -> dict[str, str]:
     """Return the variables of a client of these services, whether or not they run."""
     password = CredentialFiles(services.home).mlflow_password.read_text(encoding="utf-8")
     return {
+        **_authority(services),
         **_s3_environment(services),
         **_ray_environment(services),
-        **_direct_connections(),
+        **_direct_connections(services),
         "AGMM_HOME": str(services.home),
         "AGMM_STORE": f"s3://{services.bucket}",
         "MLFLOW_TRACKING_URI": services.mlflow_url,
@@ -49,6 +53,12 @@ def client_environment(services: Services) -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+
+
+def _authority(services: Services) -> dict[str, str]:
+    """Tell boto3 and MLflow whose certificates to believe, where the services have some."""
+    path = str(CredentialFiles(services.home).authority)
+    return {"AWS_CA_BUNDLE": path, "MLFLOW_TRACKING_SERVER_CERT_PATH": path} if services.tls else {}
 
 
 def _s3_environment(services: Services) -> dict[str, str]:
@@ -81,12 +91,12 @@ def _ray_environment(services: Services) -> dict[str, str]:
     }
 
 
-def _direct_connections() -> dict[str, str]:
-    """Keep a user's HTTP proxy out of the way of the loopback interface, where one is set."""
+def _direct_connections(services: Services) -> dict[str, str]:
+    """Keep a user's HTTP proxy out of the way of the services, where one is set."""
     if not any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
         return {}
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    hosts = ",".join(dict.fromkeys([*filter(None, known.split(",")), LOOPBACK, "localhost"]))
+    hosts = ",".join(dict.fromkeys([*filter(None, known.split(",")), services.host, LOOPBACK, "localhost"]))
     return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -41,6 +42,7 @@ def s3_client(services: Services, timeout: float = 5.0) -> S3Client:
         aws_access_key_id=known.s3_key,
         aws_secret_access_key=known.s3_secret,
         region_name=REGION,
+        verify=_authority(services),
         config=Config(
             connect_timeout=timeout,
             read_timeout=timeout,
@@ -49,6 +51,11 @@ def s3_client(services: Services, timeout: float = 5.0) -> S3Client:
             proxies={},
         ),
     )
+
+
+def _authority(services: Services) -> str:
+    """Name the file of the authority that signed the services' certificate."""
+    return str(CredentialFiles(services.home).authority)
 
 
 def probe_s3(services: Services) -> str:
@@ -81,27 +88,30 @@ def prepare_s3(services: Services) -> str:
 
 def probe_mlflow(services: Services) -> str:
     """Ask for its health, then for the default experiment with the password."""
-    _get(f"{services.mlflow_url}/health")
+    authority = _authority(services)
+    _get(f"{services.mlflow_url}/health", authority)
     pair = f"{MLFLOW_USER}:{known_secrets(services).mlflow_password}".encode()
     header = f"Basic {base64.b64encode(pair).decode()}"
-    _get(f"{services.mlflow_url}/api/2.0/mlflow/experiments/get?experiment_id=0", header)
+    _get(f"{services.mlflow_url}/api/2.0/mlflow/experiments/get?experiment_id=0", authority, header)
     return "password accepted"
 
 
 def probe_ray(services: Services) -> str:
     """Ask the dashboard for its version and for the nodes that are alive."""
-    header = f"Bearer {known_secrets(services).ray_token}"
-    version = json.loads(_get(f"{services.dashboard_url}/api/version", header))["ray_version"]
-    summary = json.loads(_get(f"{services.dashboard_url}/nodes?view=summary", header))["data"]["summary"]
+    header, authority = f"Bearer {known_secrets(services).ray_token}", _authority(services)
+    version = json.loads(_get(f"{services.dashboard_url}/api/version", authority, header))["ray_version"]
+    nodes = json.loads(_get(f"{services.dashboard_url}/nodes?view=summary", authority, header))
+    summary = nodes["data"]["summary"]
     alive = sum(node.get("raylet", {}).get("state") == "ALIVE" for node in summary)
     if not alive:
         raise ServiceError("No node is alive yet.")
     return f"ray {version}, {alive} node{'s' if alive > 1 else ''}"
 
 
-def _get(url: str, authorization: str | None = None) -> bytes:
+def _get(url: str, authority: str, authorization: str | None = None) -> bytes:
     headers = {} if authorization is None else {"Authorization": authorization}
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
+    secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)  # a proxy cannot reach our loopback
     with direct.open(urllib.request.Request(url, headers=headers), timeout=10) as answer:  # noqa: S310 (our own URL)
         body: bytes = answer.read()
     return body

@@ -167,13 +167,13 @@ def free_ports(count: int, *, but: Iterable[int] = ()) -> list[int]:
             each.close()
 
 
-def port_is_free(port: int) -> bool:
+def port_is_free(port: int, host: str = LOOPBACK) -> bool:
     """Tell whether a server could listen there. Listening on any interface counts as taken."""
     with socket.socket() as probe:
         # As servers do: without it a port whose last connections are in TIME_WAIT looks taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

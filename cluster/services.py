@@ -1,7 +1,7 @@
-"""The embedded services on loopback: an S3 server, an MLflow server and a Ray head. `up`, `down`, `status`.
+"""The embedded services: an S3 server, an MLflow server and a Ray head. `up`, `down`, `status`.
 
-Their processes outlive the command that started them; `state.json` says what runs. Nothing is told to listen wider than
-127.0.0.1, and each of the three asks for a credential that was generated here.
+Their processes outlive the command that started them; `state.json` says what runs. Nothing listens wider than loopback,
+but for S3 and MLflow where the settings say so, and each of the three asks for a credential that was generated here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cluster.environment import activate, environment, export_lines
 from cluster.errors import ServiceError, UserError
 from cluster.probes import Probe, describe, prepare_s3, probe_mlflow, probe_ray, probe_s3, wait_ready
 from cluster.settings import (
+    LOOPBACK,
     Ports,
     ProcessRecord,
     Services,
@@ -67,7 +68,7 @@ def up(settings: ServiceSettings, say: Say = print) -> Services:
     home = settings.home.expanduser().absolute()
     _check_home(home)
     with _locked(home):
-        running = _running(home, say)
+        running = _running(home, settings, say)
         if running is not None:
             return running
         commands.require_installed()
@@ -75,13 +76,14 @@ def up(settings: ServiceSettings, say: Say = print) -> Services:
         return _start_all(plan, spare, settings.num_cpus, say)
 
 
-def _running(home: Path, say: Say) -> Services | None:
+def _running(home: Path, settings: ServiceSettings, say: Say) -> Services | None:
     """Return the recorded services if all run. What a crash or a reboot left behind is cleaned up first."""
     recorded = load_services(home)
     if recorded is None:
         return None
     dead = [record.service for record in recorded.processes if not processes.is_alive(record)]
     if recorded.complete and not dead:
+        _check_same(settings, recorded)
         say(f"Already running since {recorded.started:%Y-%m-%d %H:%M} UTC: {_addresses(recorded)}.")
         return recorded
     if recorded.complete and len(dead) < len(recorded.processes):
@@ -90,6 +92,16 @@ def _running(home: Path, say: Say) -> Services | None:
     say("The services were not stopped in order (a reboot, a crash?): cleaning up.")
     _stop_all(recorded, lambda _: None)
     return None
+
+
+def _check_same(settings: ServiceSettings, running: Services) -> None:
+    """Refuse to call services that speak plain text, or listen elsewhere, those that were asked for."""
+    asked = settings.model_fields_set & {"host", "tls"}
+    if differing := sorted(name for name in asked if getattr(settings, name) != getattr(running, name)):
+        raise UserError(
+            f"The services run with another --{' and --'.join(differing)}: {_addresses(running)}. "
+            "Run `agmm down`, then `agmm up` again."
+        )
 
 
 def _addresses(services: Services) -> str:
@@ -136,7 +148,7 @@ def _plan(settings: ServiceSettings, home: Path) -> tuple[Services, list[int]]:
     """Settle ports, runtime folder and marker of services about to start, and the ports for their own use."""
     fields = list(Ports.model_fields)
     asked: dict[str, int] = {name: getattr(settings, f"{name}_port") for name in fields}
-    _check_ports(asked)
+    _check_ports(asked, settings.host)
     free = processes.free_ports(commands.SPARE_PORTS + len(fields), but=asked.values())
     spare = free[: commands.SPARE_PORTS]
     found = dict(zip(fields, free[commands.SPARE_PORTS :], strict=True))
@@ -148,17 +160,21 @@ def _plan(settings: ServiceSettings, home: Path) -> tuple[Services, list[int]]:
         runtime_dir=_runtime_dir(),
         started=datetime.now(UTC),
         sockets=commands.s3_sockets(spare),
+        host=settings.host,
+        tls=settings.tls,
     )
     return services, spare
 
 
-def _check_ports(asked: dict[str, int]) -> None:
+def _check_ports(asked: dict[str, int], host: str) -> None:
+    if not processes.port_is_free(0, host):
+        raise UserError(f"--host {host} is no address of this machine. `ip address` lists those it has.")
     used = [port for port in asked.values() if port]
     for name, port in asked.items():
         option = f"--{name}-port"
         if port and used.count(port) > 1:
             raise UserError(f"Port {port} is given to more than one service. Choose another with {option}; 0 is any.")
-        if port and not processes.port_is_free(port):
+        if port and not all(processes.port_is_free(port, each) for each in (host, LOOPBACK)):
             raise UserError(
                 f"Port {port}, for {name}, is in use by {processes.listener(port)}. "
                 f"Stop that, or choose another with {option}; 0 is any free one."
@@ -179,7 +195,7 @@ def _runtime_dir() -> Path:
 def _start_all(services: Services, spare: list[int], num_cpus: int | None, say: Say) -> Services:
     """Start all three, then wait for each. `state.json` is ahead of every step: an interrupted start can be undone."""
     try:
-        known = credentials.load_or_create(services.home, services.bucket)
+        known = credentials.load_or_create(services.home, services.bucket, services.host)
         _save(services)
         for service in _KINDS:
             say(f"Starting {service} ...")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cluster.errors import UserError
 
@@ -22,11 +23,27 @@ def _allowed_port(port: int) -> int:
     raise ValueError(f"{port} is not a port that can be used here: 1024 to 65535, or 0 for any free one")
 
 
+def _one_address(host: str) -> str:
+    """Take one IPv4 address: clients are told it, and the certificate names it."""
+    try:
+        address = ipaddress.IPv4Address(host)
+    except ValueError as error:
+        raise ValueError(f"--host takes one IPv4 address of this machine, such as {LOOPBACK}, got {host!r}") from error
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"--host takes one address of this machine, not all of them or a group: got {host}")
+    return host
+
+
 Port = Annotated[int, AfterValidator(_allowed_port)]
+Host = Annotated[str, AfterValidator(_one_address)]
 
 
 class ServiceSettings(BaseModel):
-    """What `up` starts. A port of 0 means any free port; `num_cpus` of None lets Ray count the cores."""
+    """What `up` starts. A port of 0 means any free port; `num_cpus` of None lets Ray count the cores.
+
+    `host` is where S3 and MLflow listen; wider than loopback they speak TLS only. The Ray head stays on loopback:
+    whoever is let in runs commands, and its dashboard has no TLS.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,10 +54,20 @@ class ServiceSettings(BaseModel):
     ray_port: Port = 6379
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")] = "agmm"
+    host: Host = LOOPBACK
+    tls: bool = False
+
+    @model_validator(mode="after")
+    def _no_password_in_plain_text(self) -> ServiceSettings:
+        if not self.tls and not ipaddress.ip_address(self.host).is_loopback:
+            raise ValueError(
+                f"--host {self.host} is wider than loopback: keys and passwords would travel in plain text. Add --tls"
+            )
+        return self
 
 
 class Ports(BaseModel):
-    """The ports that clients use, all of them on the loopback interface."""
+    """The ports that clients use: those of S3 and MLflow on the services' host, the others on loopback."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,16 +105,22 @@ class Services(BaseModel):
     sockets: tuple[Path, ...] = ()
     processes: tuple[ProcessRecord, ...] = ()
     complete: bool = False
+    host: Host = LOOPBACK
+    tls: bool = False
 
     @property
     def s3_url(self) -> str:
         """Where S3 clients connect."""
-        return f"http://{LOOPBACK}:{self.ports.s3}"
+        return f"{self._scheme}://{self.host}:{self.ports.s3}"
 
     @property
     def mlflow_url(self) -> str:
         """Where MLflow clients and browsers connect."""
-        return f"http://{LOOPBACK}:{self.ports.mlflow}"
+        return f"{self._scheme}://{self.host}:{self.ports.mlflow}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.tls else "http"
 
     @property
     def dashboard_url(self) -> str:

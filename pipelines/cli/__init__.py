@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
 from pipelines.cli import benchmarks, checkpoints, data, export, models, runs, services, tune
 from pipelines.cli.output import say
+from pipelines.secrets import redacted, refuse_addresses, refuse_credentials
 from pipelines.tracking import signals
 
 
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
             signal.signal(number, _interrupt)
     try:
+        refuse_credentials(sys.argv[1:] if arguments is None else arguments, "The command line")
+        refuse_addresses()
         code = agmm.main(args=arguments, prog_name="agmm", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -83,6 +87,7 @@ def _expected(error: Exception) -> int:
 
     ours = (errors.UserError, errors.ServiceError, errors.Refused)
     if isinstance(error, (*ours, cluster_errors.UserError, cluster_errors.ServiceError)):
-        say(f"Error: {error}")
+        say(f"Error: {redacted(str(error))}")
         return error.exit_code
-    raise error
+    say(redacted("".join(traceback.format_exception(error))))
+    return 1

@@ -28,8 +28,13 @@ def use_services() -> None:
 @click.option("--mlflow-port", type=int, default=5000, show_default=True)
 @click.option("--dashboard-port", type=int, default=8265, show_default=True)
 @click.option("--ray-port", type=int, default=6379, show_default=True)
-def up(**ports: Any) -> None:
-    """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one."""
+@click.option("--tls/--no-tls", default=None, help="S3 and MLflow by HTTPS only, with a certificate made here.")
+@click.option("--host", metavar="ADDRESS", help="Where S3 and MLflow listen; default 127.0.0.1, any other needs --tls.")
+def up(**options: Any) -> None:
+    """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one.
+
+    With --host, other machines reach S3 and MLflow; the Ray head stays on loopback.
+    """
     from pydantic import ValidationError
 
     from cluster.credentials import MLFLOW_USER, CredentialFiles
@@ -39,13 +44,16 @@ def up(**ports: Any) -> None:
     from pipelines.home import home
 
     try:
-        settings = ServiceSettings(home=home(), **ports)
+        chosen = {name: value for name, value in options.items() if value is not None}
+        settings = ServiceSettings(home=home(), **chosen)
     except ValidationError as error:
         raise click.BadParameter(error.errors()[0]["msg"]) from error
     running = start(settings, say)
     files = CredentialFiles(running.home)
     say(f"\nMLflow's page asks for user {MLFLOW_USER} and the password in {files.mlflow_password}")
     say(f"Ray's page asks for the token in {files.ray_token}")
+    if running.tls:
+        say(f"The certificates of S3 and MLflow are signed by {files.authority}, anew at every `agmm up`")
     say("`agmm` uses these services by itself. For boto3, mlflow and ray:\n")
     click.echo("\n".join(export_lines(running.home)))
 

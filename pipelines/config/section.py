@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipelines.errors import UserError
+from pipelines.secrets import ADVICE, has_credentials, redacted
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -15,9 +16,16 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """Frozen; unknown keys are refused."""
+    """Frozen; unknown keys are refused, and so is an address with credentials: the tree is stored with the run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_credentials(cls, value: Any) -> Any:
+        if isinstance(value, str) and has_credentials(value):
+            raise ValueError(f"the address has credentials in it, and would be stored with the run. {ADVICE}")
+        return value
 
 
 _Kind = TypeVar("_Kind", bound=Section)
@@ -42,7 +50,7 @@ def _explain(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
         return f"{where}: unknown key. Known here: {', '.join(_section_of(kind, item['loc']).model_fields)}."
     if item["type"] == "missing":
         return f"{where}: required, and missing."
-    came = "" if isinstance(item["input"], Mapping | BaseModel) else f" Got {item['input']!r}."
+    came = "" if isinstance(item["input"], Mapping | BaseModel) else f" Got {redacted(repr(item['input']))}."
     return f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{came}"
 
 

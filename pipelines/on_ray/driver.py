@@ -231,5 +231,7 @@ def ray_storage() -> dict[str, Any]:
     from pyarrow.fs import S3FileSystem
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", "")
-    filesystem = S3FileSystem(endpoint_override=endpoint) if endpoint else S3FileSystem()
+    # the variable is boto3's: Arrow knows only the system's own authorities
+    authority = {"tls_ca_file_path": bundle} if (bundle := os.environ.get("AWS_CA_BUNDLE")) else {}
+    filesystem = S3FileSystem(**authority, **({"endpoint_override": endpoint} if endpoint else {}))
     return {"storage_path": f"{store.removeprefix('s3://')}/ray", "storage_filesystem": filesystem}

@@ -14,6 +14,7 @@ from typing import Protocol
 from urllib.parse import urlparse
 
 from pipelines.errors import NotThere, ServiceError, UserError
+from pipelines.secrets import refuse_credentials
 
 _BLOCK = 8 << 20
 
@@ -54,8 +55,9 @@ def open_store(uri: str, *, proven: bool = False) -> Store:
     proven: this run has used the address before, in whatever process, so that a server that is not reached is waited
     for from the first request on. Without it that is taken for a wrong address, and said at once.
 
-    Raises UserError for another scheme, and for an S3 configuration that cannot be used.
+    Raises UserError for another scheme, credentials in the address, and an S3 configuration that cannot be used.
     """
+    refuse_credentials([uri], "A store's address")
     parts = urlparse(uri)
     if parts.scheme == "s3":
         if not parts.netloc:

@@ -16,6 +16,7 @@ import yaml
 from pipelines.config import RunConfig, flatten
 from pipelines.errors import ServiceError, UserError
 from pipelines.home import default_tracking_uri, home
+from pipelines.secrets import redacted, refuse_credentials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,14 +34,9 @@ _BATCH = 100  # parameters that one request of MLflow takes
 def tracking_uri(configured: str | None) -> str:
     """The address that a run logs to. Raises UserError for one that is not allowed."""
     uri = configured or default_tracking_uri()
-    parts = urlparse(uri)
-    if parts.scheme not in ("sqlite", "http", "https"):
+    refuse_credentials([uri], "tracking.uri, which is stored with the run")
+    if urlparse(uri).scheme not in ("sqlite", "http", "https"):
         raise UserError(f"tracking.uri={uri!r} is not allowed. Allowed: http(s)://host:port, sqlite:///path.")
-    if parts.username or parts.password:
-        raise UserError(
-            "tracking.uri must not hold a password: it would be stored with the run. "
-            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-        )
     return uri
 
 
@@ -174,7 +170,7 @@ def _first_values(metrics: Iterable[Metric]) -> list[tuple[int, float]]:
 def close_run(client: MlflowClient, run_id: str, status: str, cause: str = "") -> None:
     """End a run as FINISHED, KILLED or FAILED, with the cause as a tag."""
     if cause:
-        client.set_tag(run_id, CAUSE_TAG, cause[:_LONGEST_TAG])
+        client.set_tag(run_id, CAUSE_TAG, redacted(cause)[:_LONGEST_TAG])
     client.set_terminated(run_id, status)
 
 

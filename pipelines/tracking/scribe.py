@@ -19,6 +19,7 @@ from typing import Any
 from filelock import Timeout
 
 from pipelines.errors import ServiceError, UserError
+from pipelines.secrets import redacted
 from pipelines.tracking.claim import claimed, lock_of
 from pipelines.tracking.sender import Sender
 from pipelines.tracking.spool import Spool, close_of
@@ -143,7 +144,7 @@ class Scribe:
 
 def _say(line: str) -> None:
     """Into the log beside the journal: standard error is that file."""
-    sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")
+    sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {redacted(line)}\n")
     sys.stderr.flush()
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from pipelines.faults import fault_point
 from pipelines.home import home
+from pipelines.secrets import redacted
 
 _READ_AT_ONCE = 1 << 20  # bytes
 
@@ -43,7 +44,7 @@ class Mark:
 
 def close_of(session: str, status: str, cause: str) -> dict[str, Any]:
     """The journal's line for the end of a session."""
-    return {"close": status, "cause": cause, "session": session, "time": int(time.time() * 1000)}
+    return {"close": status, "cause": redacted(cause), "session": session, "time": int(time.time() * 1000)}
 
 
 def spool_folder() -> Path:

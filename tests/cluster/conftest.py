@@ -1,4 +1,7 @@
-"""One real stack for the tests of this folder that need one: S3, MLflow and a Ray head on free ports."""
+"""One real stack for the tests of this folder that need one: S3, MLflow and a Ray head on free ports.
+
+With TLS, and S3 and MLflow at an address of their own; tests/integration has the stack without.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from cluster.settings import Services, ServiceSettings
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     home = tmp_path_factory.mktemp("home")
-    settings = ServiceSettings(home=home, s3_port=0, mlflow_port=0, dashboard_port=0, ray_port=0, num_cpus=1)
+    ports = dict.fromkeys(("s3_port", "mlflow_port", "dashboard_port", "ray_port"), 0)
+    settings = ServiceSettings(home=home, **ports, num_cpus=1, host="127.0.0.2", tls=True)
     try:
         yield services.up(settings)
     finally:

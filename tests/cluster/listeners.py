@@ -54,7 +54,7 @@ def tcp(running: Services) -> list[Listener]:
     """Every TCP port that somebody could connect to; of an unknown part where no line of the table fits."""
     agent = option(" ".join(psutil.Process(running.processes[2].pid).cmdline()), "--dashboard-agent-listen-port")
     return [
-        Listener(_part(line, found.laddr.port, agent), found.laddr.ip, found.laddr.port)
+        Listener(_part(line, found.laddr.port, agent), found.laddr.ip.removeprefix("::ffff:"), found.laddr.port)
         for line, found in _sockets(running, "tcp")
         if found.status == psutil.CONN_LISTEN
     ]
@@ -92,9 +92,18 @@ def _part(line: str, port: int, agent: str) -> str:
     return f"unknown: {line[:120]}"
 
 
-def status(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> int:
-    """Ask in plain HTTP, the path as it stands; the answer's status, or 0 if there is no HTTP answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def status(
+    at: Listener, method: str, path: str, body: bytes | None = None, *, trusting: Path | None = None, **headers: str
+) -> int:
+    """Ask by HTTP, the path as it stands; the answer's status, or 0 if there is no HTTP answer.
+
+    In plain text, or by HTTPS `trusting` an authority's certificate.
+    """
+    if trusting is None:
+        connection = http.client.HTTPConnection(at.ip, at.port, timeout=10)
+    else:
+        context = ssl.create_default_context(cafile=str(trusting))
+        connection = http.client.HTTPSConnection(at.ip, at.port, timeout=10, context=context)
     try:
         connection.request(method, path, body, headers)
         return connection.getresponse().status
@@ -104,7 +113,7 @@ def status(port: int, method: str, path: str, body: bytes | None = None, **heade
         connection.close()
 
 
-def handshake(port: int, authority: Path, pair: tuple[Path, Path] | None) -> bool:
+def handshake(at: Listener, authority: Path, pair: tuple[Path, Path] | None) -> bool:
     """Tell whether a TLS server there takes this pair, or none. It says no after the client's part of TLS 1.3."""
     context = ssl.create_default_context(cafile=str(authority))
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -112,8 +121,8 @@ def handshake(port: int, authority: Path, pair: tuple[Path, Path] | None) -> boo
         context.load_cert_chain(*map(str, pair))
     try:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=3) as plain,
-            context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+            socket.create_connection((at.ip, at.port), timeout=3) as plain,
+            context.wrap_socket(plain, server_hostname=at.ip) as secure,
         ):
             secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"))
             return bool(secure.recv(1))

@@ -150,9 +150,12 @@ def _of(ports: list[Listener], guard: str) -> list[Listener]:
     return [each for each in ports if PARTS[each.part] == guard]
 
 
-def test_every_port_is_known_and_on_loopback(ports: list[Listener]) -> None:
+def test_every_port_is_known_and_where_it_belongs(running: Services, ports: list[Listener]) -> None:
     assert {each.part for each in ports} == set(PARTS)
-    assert {each.ip for each in ports} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    wide = {each.part for each in ports if each.ip == running.host}
+    assert wide == {"s3", "s3 grpc", "mlflow"}
+    assert {each.ip for each in ports} == {running.host, "127.0.0.1"}
+    assert not {each.part for each in ports if each.ip == "127.0.0.1"} & {"s3", "mlflow"}
 
 
 def test_nothing_is_bound_for_datagrams(running: Services, ports: list[Listener]) -> None:
@@ -173,21 +176,22 @@ def test_unix_sockets_are_this_users(running: Services, ports: list[Listener]) -
 
 
 @pytest.mark.parametrize("part", TRIES)
-def test_http_gives_a_stranger_nothing(ports: list[Listener], part: str) -> None:
-    port = next(each.port for each in ports if each.part == part)
-    tries = TRIES[part]
-    assert len(tries) > 5
+def test_http_gives_a_stranger_nothing(running: Services, ports: list[Listener], part: str) -> None:
+    at = next(each for each in ports if each.part == part)
+    authority = CredentialFiles(running.home).authority if part in ("s3", "mlflow") else None
     found = [
-        (method, path, status(port, method, path, b"{}" if method == "POST" else None)) for method, path, _ in tries
+        (method, path, status(at, method, path, b"{}" if method == "POST" else None, trusting=authority))
+        for method, path, _ in TRIES[part]
     ]
-    assert found == tries
+    assert found == TRIES[part]
 
 
 def test_http_refuses_wrong_credentials(running: Services, ports: list[Listener]) -> None:
-    by_part = {each.part: each.port for each in ports}
+    by_part = {each.part: each for each in ports}
+    authority = CredentialFiles(running.home).authority
     default = base64.b64encode(b"admin:password1234").decode()
     path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert status(by_part["mlflow"], "GET", path, Authorization=f"Basic {default}") == 401
+    assert status(by_part["mlflow"], "GET", path, trusting=authority, Authorization=f"Basic {default}") == 401
     for part in ("dashboard", "dashboard agent", "runtime env agent"):
         assert status(by_part[part], "GET", "/api/version", Authorization="Bearer wrong") == 403
     right = f"Bearer {known_secrets(running).ray_token}"
@@ -204,18 +208,16 @@ def test_the_pair_is_needed(running: Services, ports: list[Listener], tmp_path: 
     guarded = _of(ports, "pair")
     assert len(guarded) > 12
     for each in guarded:
-        found = [
-            handshake(each.port, files.authority, pair) for pair in (None, strangers, (files.certificate, files.key))
-        ]
+        found = [handshake(each, files.authority, pair) for pair in (None, strangers, (files.certificate, files.key))]
         assert found == [False, False, True], each
-        assert status(each.port, "GET", "/") in (0, 400), each
+        assert status(each, "GET", "/") in (0, 400), each
 
 
 def test_a_call_without_the_pair_does_not_end_the_head(running: Services, ports: list[Listener]) -> None:
     """Ray 2.60 looks at the token too late in this stream: without TLS one call ended its head, and all jobs."""
     before = {process.pid for process in family(running) if process.name() in ("gcs_server", "raylet")}
     for each in _of(ports, "pair"):
-        with grpc.insecure_channel(f"127.0.0.1:{each.port}") as channel:
+        with grpc.insecure_channel(f"{each.ip}:{each.port}") as channel:
             for method in ("/ray.rpc.syncer.RaySyncer/StartSync", "/ray.rpc.InternalKVGcsService/InternalKVKeys"):
                 call = channel.unary_unary(method)
                 with pytest.raises(grpc.RpcError) as caught:

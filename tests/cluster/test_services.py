@@ -62,7 +62,8 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ours() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.cmdline() == SLEEP]
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and child.cmdline() == SLEEP]
 
 
 def test_a_taken_port_names_everything(tmp_path: Path) -> None:

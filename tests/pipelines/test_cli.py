@@ -62,13 +62,15 @@ def test_a_users_mistake_is_one_message_without_a_traceback(capsys, words, code,
     assert "Traceback" not in shown
 
 
-def test_a_bug_stays_loud(monkeypatch):
+def test_a_bug_stays_loud(monkeypatch, capsys):
     def broken(*_, **__):
         raise KeyError("bug")
 
     monkeypatch.setattr("pipelines.recipe.load_recipe", broken)
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as ended:
         cli.main(["train", "fashion_mnist_resnet18"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.rstrip().endswith("KeyError: 'bug'")
 
 
 @pytest.mark.parametrize("ignored", [False, True])
