@@ -15,6 +15,7 @@ import yaml
 
 from pipelines.config import RunConfig, parse_config
 from pipelines.errors import UserError
+from pipelines.names import refuse_unseen
 
 _EXTENDS, _MERGE = "extends", "tag:yaml.org,2002:merge"
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # a date that is none, and a thousand brackets
@@ -28,6 +29,7 @@ def recipe_names() -> list[str]:
 
 def recipe_text(name_or_path: str) -> str:
     """The YAML of a recipe, by name or by path. Raises UserError when there is none."""
+    refuse_unseen([name_or_path], "A recipe")
     is_path = _is_path(name_or_path)
     if not is_path and name_or_path not in recipe_names():
         raise UserError(
@@ -70,6 +72,7 @@ def _tree(name_or_path: str, below: tuple[str, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise UserError(f"Recipe {name_or_path}: extends must be a recipe's name or path. Got {base!r}.")
+    refuse_unseen([base], f"Recipe {name_or_path}: extends")
     # a path is read from where the recipe lies that names it
     base = str(Path(name_or_path).parent / base) if _is_path(base) else base
     return _merged(_tree(base, (*below, place)), tree)

@@ -43,7 +43,7 @@ def has_credentials(text: str) -> bool:
 
 def _is_open(found: re.Match[str]) -> bool:
     """Userinfo, or a port that is no number: `s3://key:secret/of/aws@bucket`, whose slash ends the host too early."""
-    rest = found[2]
+    rest = found[2].rstrip(".,:;)!?")  # of the sentence that it stands in
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     port = host.rpartition("]")[2].partition(":")[2]
     return "@" in host or (":" in host and "@" in rest) or bool(port and not port.isdecimal())

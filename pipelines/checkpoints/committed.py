@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ServiceError
+from pipelines.names import is_file_name
 from pipelines.storage import Store, sha256_in
 
 FORMAT = 2
@@ -75,7 +75,7 @@ def read_manifest(store: Store, name: str) -> dict[str, Any]:
             "Use the version that wrote it."
         )
     for file in described["sha256"]:
-        if Path(file).name != file:
+        if not is_file_name(file):
             raise ServiceError(f"{store.uri}/{name}/{MANIFEST} names a file outside its folder: {file!r}.")
     return described
 

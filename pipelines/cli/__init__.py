@@ -6,6 +6,7 @@ to stderr. Exit code 0; 2 for a user's mistake; 1 for a failure; 130 for Ctrl-C 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -16,8 +17,11 @@ import click
 
 from pipelines.cli import benchmarks, checkpoints, data, export, models, runs, services, tune
 from pipelines.cli.output import say
+from pipelines.names import refuse_unseen
 from pipelines.secrets import redacted, refuse_addresses, refuse_credentials
 from pipelines.tracking import signals
+
+_LONGEST = 200  # characters of a path in a message
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -55,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
             signal.signal(number, _interrupt)
     try:
-        refuse_credentials(sys.argv[1:] if arguments is None else arguments, "The command line")
-        refuse_addresses()
+        _check(sys.argv[1:] if arguments is None else arguments)
         code = agmm.main(args=arguments, prog_name="agmm", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -70,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001, the last resort: what was not foreseen is raised again
         code = _expected(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """Refuse what no command may be given: credentials in addresses, and text that is not what it looks like."""
+    refuse_credentials(arguments, "The command line")
+    refuse_addresses()
+    if "submit" not in arguments:  # what follows is another program's, and may have lines
+        refuse_unseen(arguments, "The command line")
 
 
 def _interrupt(number: int, _: object) -> None:
@@ -89,5 +100,8 @@ def _expected(error: Exception) -> int:
     if isinstance(error, (*ours, cluster_errors.UserError, cluster_errors.ServiceError)):
         say(f"Error: {redacted(str(error))}")
         return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        say(f"Error: {error.strerror}: {str(error.filename)[:_LONGEST]}. Give another path.")
+        return 2
     say(redacted("".join(traceback.format_exception(error))))
     return 1

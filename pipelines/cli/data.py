@@ -128,10 +128,13 @@ def data_push(folder: str, uri: str, overwrite: bool) -> None:
 @click.argument("uri")
 def data_stage(uri: str) -> None:
     """Copy the data set at URI into this machine's cache, as a run would, and print the folder."""
+    from pipelines.data.manifest import load_manifest
     from pipelines.data.staging import stage
 
     _use_services(uri)
-    click.echo(stage(uri, say=say))
+    folder = stage(uri, say=say)
+    load_manifest(folder)
+    click.echo(folder)
 
 
 @data.command("cache")

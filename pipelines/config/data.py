@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.section import Positive, Section, Share
+from pipelines.config.section import NAME, Positive, Section, Share
 
 _Means = tuple[Share, Share, Share]
 _Deviations = tuple[Positive, Positive, Positive]
@@ -81,7 +81,7 @@ class ProgressiveConfig(Section):
 class DataConfig(Section):
     """Which images, at which size, in which batches."""
 
-    dataset: str = Field(description="name that the data's manifest must carry")
+    dataset: str = Field(pattern=NAME, description="name that the data's manifest must carry")
     uri: str | None = Field(
         None, description="built data set: a folder, or s3://bucket/prefix to stage; default <home>/data/<dataset>"
     )

@@ -8,23 +8,29 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipelines.errors import UserError
+from pipelines.names import NAME as NAME
+from pipelines.names import has_unseen
 from pipelines.secrets import ADVICE, has_credentials, redacted
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """Frozen; unknown keys are refused, and so is an address with credentials: the tree is stored with the run."""
+    """Frozen; unknown keys are refused, and so are addresses with credentials and characters that cannot be seen.
+
+    The tree is stored with the run, and much of it becomes paths and keys.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_credentials(cls, value: Any) -> Any:
+    def _plain(cls, value: Any) -> Any:
         if isinstance(value, str) and has_credentials(value):
             raise ValueError(f"the address has credentials in it, and would be stored with the run. {ADVICE}")
+        if isinstance(value, str) and has_unseen(value):
+            raise ValueError("has characters that cannot be seen")
         return value
 
 

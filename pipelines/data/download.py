@@ -19,6 +19,7 @@ from pipelines.storage import Store
 _R = TypeVar("_R")
 _THREADS = 8
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+_ANEW = os.O_WRONLY | os.O_TRUNC | os.O_CREAT
 _TRIES = 2
 
 
@@ -55,7 +56,8 @@ class Download:
         candidates = list(range(len(self.chunks))) if whole else self._noted()
         right = self._right(there, candidates) if candidates else []
         if whole and (len(right) < len(self.chunks) or there.stat().st_size != self.chunks.length):
-            self._note.write_text("".join(f"{index}\n" for index in right))
+            with _opened(self._note, _ANEW) as note:
+                os.write(note, "".join(f"{index}\n" for index in right).encode())
             self.path.rename(self.partial)
         return sorted(set(range(len(self.chunks))) - set(right))
 
@@ -88,8 +90,8 @@ class Download:
     def reserve(self) -> None:
         """Give the partial file its full length."""
         if not self.path.exists():
-            with self.partial.open("ab") as file:
-                file.truncate(self.chunks.length)
+            with _opened(self.partial, _APPEND) as file:
+                os.truncate(file, self.chunks.length)
 
     def forget(self) -> None:
         """Begin from nothing."""
@@ -149,7 +151,8 @@ class Download:
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    # a cache may be where others write too: a link that they have planted is not followed
+    file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         yield file
     finally:

@@ -21,6 +21,7 @@ from pipelines.data.events import SplitBy
 from pipelines.data.samples import SPLITS
 from pipelines.data.seal import is_sealed, sealed
 from pipelines.errors import UserError
+from pipelines.names import NAME
 from pipelines.progress import Progress, Say
 
 # 1: images. 2: event frames. 3: a checksum of the manifest itself, and chunks. 4: whether images were made smaller.
@@ -81,7 +82,7 @@ class Manifest(_Part):
     """A whole data set."""
 
     format: int
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=NAME)
     classes: tuple[str, ...] = Field(min_length=1)
     builder: str
     source_kind: str
@@ -286,7 +287,9 @@ def write_stamp(folder: str | Path, manifest: Manifest) -> None:
     # Written aside and renamed: the workers of one machine may all be the first.
     temporary = Path(folder) / f"{STAMP}.{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(_state(folder, manifest)), encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8") as file:  # never through a link that lies there
+            file.write(json.dumps(_state(folder, manifest)))
         temporary.replace(Path(folder) / STAMP)
     finally:
         temporary.unlink(missing_ok=True)

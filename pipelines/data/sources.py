@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.data.events import SplitBy
 from pipelines.data.samples import Source
 from pipelines.errors import UserError
+from pipelines.names import NAME
 
 
 def source_home(home: Path) -> Path:
@@ -30,7 +31,7 @@ def open_source(path_or_name: str | Path, home: Path, *, name: str | None = None
 
     path = _locate(path_or_name, home)
     called = name or _stem(path)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", called):
+    if not re.fullmatch(NAME, called):
         raise UserError(f"{called!r} cannot name a data set: letters, digits, dots, dashes, underscores. Give --name.")
     kinds = (
         packed_files.open_cifar,

@@ -100,6 +100,8 @@ def _explained(uri: str, folder: Path) -> Iterator[None]:
 def _fill(origin: Origin, folder: Path, say: Say) -> None:
     """Bring every file of the folder to what the origin's manifest says, then write the manifest."""
     folder.mkdir(exist_ok=True)
+    if folder.is_symlink():
+        raise ServiceError(f"{folder} is a link, and a cache has none. Remove it, or set AGMM_CACHE to another folder.")
     downloads = origin.downloads(folder)
     for split, download in downloads.items():
         _drop_if_wrong(download, origin.manifest.splits[split].sha256, say)
@@ -167,14 +169,21 @@ def _check_mended(download: Download) -> None:
         )
 
 
+def _write(path: Path, content: bytes) -> None:
+    """A small file in a cache that others may write to: a new one, whatever was there."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(content)
+    sync(path)
+
+
 def _commit(origin: Origin, folder: Path, downloads: dict[str, Download]) -> None:
     for split, download in downloads.items():
         if origin.manifest.splits[split].chunks:
-            (folder / chunk_list(download.key)).write_bytes(download.chunks.digests)
+            _write(folder / chunk_list(download.key), download.chunks.digests)
     fault_point("data.stage.commit")
     written = folder / f"{MANIFEST}.partial"
-    written.write_bytes(origin.content)
-    sync(written)
+    _write(written, origin.content)
     written.rename(folder / MANIFEST)
     write_stamp(folder, origin.manifest)
     sync(folder)

@@ -14,6 +14,7 @@ from typing import Protocol
 from urllib.parse import urlparse
 
 from pipelines.errors import NotThere, ServiceError, UserError
+from pipelines.names import check_s3_address
 from pipelines.secrets import refuse_credentials
 
 _BLOCK = 8 << 20
@@ -60,8 +61,7 @@ def open_store(uri: str, *, proven: bool = False) -> Store:
     refuse_credentials([uri], "A store's address")
     parts = urlparse(uri)
     if parts.scheme == "s3":
-        if not parts.netloc:
-            raise UserError(f"{uri!r} names no bucket. Write s3://bucket/prefix.")
+        check_s3_address(uri, parts.netloc, parts.path.strip("/"))
         from pipelines.storage.s3 import S3Store  # boto3 takes half a second to import
 
         return S3Store(parts.netloc, parts.path.strip("/"), proven=proven)
@@ -106,8 +106,19 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
 
+    def _at(self, key: str) -> Path:
+        """The path of a key. A link that somebody has planted below the root is not followed out of it."""
+        path = self.root / key
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise ServiceError(f"{path} leads out of {self.root}, to {os.path.realpath(path)}. Remove the link.")
+        return path
+
+    def _folder_of(self, key: str) -> Path:
+        """The folder of a key, for what touches no more than the key's own entry there."""
+        return self._at(str(Path(key).parent))
+
     def put(self, source: Path, key: str) -> None:
-        target = self.root / key
+        target = self._at(key)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         with explained(f"Cannot write {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +131,7 @@ class FolderStore:
                 partial.unlink(missing_ok=True)
 
     def create(self, key: str, content: bytes) -> bool:
-        target = self.root / key
+        target = self._at(key)
         with explained(f"Cannot write {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = self.root / f".{uuid.uuid4().hex}"
@@ -137,18 +148,18 @@ class FolderStore:
 
     def get(self, key: str, target: Path) -> None:
         with explained(f"Cannot read {self.root / key}"):
-            shutil.copyfile(self.root / key, target)
+            shutil.copyfile(self._at(key), target)
 
     def read(self, key: str) -> bytes:
         with explained(f"Cannot read {self.root / key}"):
-            return (self.root / key).read_bytes()
+            return self._at(key).read_bytes()
 
     def size(self, key: str) -> int:
         with explained(f"Cannot read {self.root / key}"):
-            return (self.root / key).stat().st_size
+            return self._at(key).stat().st_size
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        with explained(f"Cannot read {self.root / key}"), (self.root / key).open("rb") as stream:
+        with explained(f"Cannot read {self.root / key}"), self._at(key).open("rb") as stream:
             stream.seek(start)
             return stream.read(stop - start)
 
@@ -161,8 +172,8 @@ class FolderStore:
     def delete(self, keys: list[str]) -> None:
         with explained(f"Cannot delete below {self.root}"):
             for key in keys:
-                (self.root / key).unlink(missing_ok=True)
-            for folder in {(self.root / key).parent for key in keys} - {self.root}:
+                (self._folder_of(key) / Path(key).name).unlink(missing_ok=True)
+            for folder in {self._folder_of(key) for key in keys} - {self.root}:
                 _drop_if_empty(folder)
 
 

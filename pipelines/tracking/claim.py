@@ -9,12 +9,14 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import UserError
 from pipelines.home import home
+from pipelines.names import checked_run_id
 
 _WAIT_S = 1.0  # the scribe and the reaper hold it for moments
 
 
 def lock_of(name: str) -> FileLock:
     """The lock `name` of this home, not taken yet."""
+    checked_run_id(name.removesuffix(".scribe"))
     folder = home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")

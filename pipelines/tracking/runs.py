@@ -43,6 +43,7 @@ def tracking_uri(configured: str | None) -> str:
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server or file at `uri`. Raises ServiceError where it does not answer."""
     # a server that is down is an error within seconds, not after MLflow's default of minutes
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # an artifact is never asked to run code
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

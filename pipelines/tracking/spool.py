@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from pipelines.faults import fault_point
 from pipelines.home import home
+from pipelines.names import checked_run_id
 from pipelines.secrets import redacted
 
 _READ_AT_ONCE = 1 << 20  # bytes
@@ -56,7 +57,7 @@ class Spool:
     """The journal of one run. Any number of processes may append to it; one at a time sends it."""
 
     def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+        self.run_id = checked_run_id(run_id)
         folder = spool_folder()
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{run_id}.jsonl"

@@ -155,7 +155,7 @@ def test_every_port_is_known_and_where_it_belongs(running: Services, ports: list
     wide = {each.part for each in ports if each.ip == running.host}
     assert wide == {"s3", "s3 grpc", "mlflow"}
     assert {each.ip for each in ports} == {running.host, "127.0.0.1"}
-    assert not {each.part for each in ports if each.ip == "127.0.0.1"} & {"s3", "mlflow"}
+    assert "mlflow" not in {each.part for each in ports if each.ip == "127.0.0.1"}  # S3's gateway is always there too
 
 
 def test_nothing_is_bound_for_datagrams(running: Services, ports: list[Listener]) -> None:

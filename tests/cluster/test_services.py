@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -62,8 +63,11 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ours() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and child.cmdline() == SLEEP]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, or gone meanwhile
+            found += [child] if child.cmdline() == SLEEP else []
+    return found
 
 
 def test_a_taken_port_names_everything(tmp_path: Path) -> None:
