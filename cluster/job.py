@@ -10,6 +10,7 @@ import getpass
 import importlib.metadata
 import logging
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _RECIPES = (".yaml", ".yml")
 
 
@@ -80,14 +82,24 @@ def jobs_list(address: str | None = None) -> list[Job]:
 
 def job_logs(name: str, address: str | None = None) -> str:
     """Return the whole log of a job, so far."""
+    _check_name(name)
     with _client(address) as client:
         return str(client.get_job_logs(name))
 
 
 def job_stop(name: str, address: str | None = None) -> bool:
     """Ask a job to end. False if it had ended already."""
+    _check_name(name)
     with _client(address) as client:
         return bool(client.stop_job(name))
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is no job's id: it becomes part of an address, and `../` would lead to another page of the head."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no id of a job: letters, digits, dots, dashes, underscores. See `agmm jobs list`."
+        )
 
 
 @contextmanager

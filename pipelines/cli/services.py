@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipelines.cli.output import say, table
+from pipelines.secrets import refuse_credentials
 
 _ADDRESSES = ("AGMM_STORE", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
@@ -90,6 +92,9 @@ def status(exports: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(address: str | None, detach: bool, command: tuple[str, ...]) -> int:
     """Run COMMAND as a Ray job and follow its log: agmm submit -- agmm train RECIPE. The exit code is the job's."""
+    for recipe in (Path(word) for word in command if word.endswith((".yaml", ".yml"))):
+        if recipe.is_file():  # it travels with the job
+            refuse_credentials([recipe.read_text(encoding="utf-8", errors="replace")], str(recipe))
     use_services()
     from cluster.job import submit as submit_job
 

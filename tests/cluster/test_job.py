@@ -38,6 +38,13 @@ def test_an_address_of_another_kind(address: str) -> None:
         job.submit(["true"], address=address)
 
 
+@pytest.mark.parametrize("name", ["", "..", "../version", "/etc", "a/b", "a%2fb", "a?b", "a b", "a\n", "a" * 200])
+def test_a_name_that_leads_elsewhere(name: str) -> None:
+    for ask in (job.job_logs, job.job_stop):
+        with pytest.raises(UserError, match="no id of a job"):
+            ask(name, "http://127.0.0.1:9")
+
+
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The given address counts, not the environment's."""
     (port,) = free_ports(1)

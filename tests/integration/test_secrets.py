@@ -74,9 +74,7 @@ def test_no_secret_is_printed_or_stored(planted, ray_folder, tiny_tree, tmp_path
     result = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     spare = iter(planted[100:])
     said += _agmm("checkpoints", "list", result["checkpoint"].rpartition("/")[0], code=0)
-    said += _agmm(
-        "train", str(recipe), "--set", "optim.lr=1e38", code=1
-    )  # not finite: a cause
+    said += _agmm("train", str(recipe), "--set", "optim.lr=1e38", code=1)  # not finite: a cause
     said += _agmm("train", str(recipe), "--set", f"checkpoint.uri=s3://me:{next(spare)}@bucket/x", code=2)
     said += _agmm("train", str(recipe), code=2, MLFLOW_TRACKING_URI=f"http://me:{next(spare)}@127.0.0.1:9")
     unreached = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}

@@ -181,3 +181,15 @@ def test_an_unforeseen_error_is_loud_and_hides_secrets(monkeypatch, capsys):
     assert "Traceback" in said
     assert "0123456789" not in said
     assert "got *** from http://***" in said
+
+
+def test_a_recipe_that_would_travel_with_a_job(tmp_path, capsys):
+    ((secret, address),) = _planted(1, start=199)
+    recipe = tmp_path / "leaky.yaml"
+    recipe.write_text(f"checkpoint: {{uri: '{address}'}}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["submit", "--address", "http://127.0.0.1:9", "--", "agmm", "train", str(recipe)])
+    said = "".join(capsys.readouterr())
+    assert ended.value.code == 2
+    assert str(recipe) in said
+    assert not _shown(secret, said)
