@@ -82,8 +82,9 @@ def _general_name(host: str) -> x509.GeneralName:
 
 def _both_ways() -> x509.ExtendedKeyUsage:
     from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    return x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH])
+    return x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
 def _signs_only() -> x509.KeyUsage:
