@@ -86,11 +86,9 @@ class Kind:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Count the bytes of each kind, then time all of them in rounds; every rank calls it."""
     size = job["size"]
-    torch.manual_seed(dist.get_rank())
-    images = torch.randn(size["batch_size"], 3, size["resolution"], size["resolution"])
-    batch = images.contiguous(memory_format=torch.channels_last), torch.randint(size["classes"], (len(images),))
-    network, buckets = _recorded(_config(size, "fp32"), batch)
-    kinds = {name: _kind(_config(size, name), network, batch) for name in job["kinds"]}
+    batch = batch_of(size)
+    network, buckets = recorded(config_of(size, "fp32"), batch)
+    kinds = {name: _kind(config_of(size, name), network, batch) for name in job["kinds"]}
     for kind in kinds.values():
         _count(kind, buckets)
     for turn in range(job["rounds"] + 1):
@@ -104,21 +102,30 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": sum(len(b.memory) for b in buckets)} | {name: kind.answer() for name, kind in kinds.items()}
 
 
-def _config(size: dict[str, Any], kind: str) -> RunConfig:
+def batch_of(size: dict[str, Any]) -> Batch:
+    """Random images and labels, another batch on each rank."""
+    torch.manual_seed(dist.get_rank())
+    images = torch.randn(size["batch_size"], 3, size["resolution"], size["resolution"])
+    return images.contiguous(memory_format=torch.channels_last), torch.randint(size["classes"], (len(images),))
+
+
+def config_of(size: dict[str, Any], kind: str) -> RunConfig:
+    """A recipe of a `comm.Size` with one kind of gradients."""
     model = {name: size[name] for name in ("arch", "width", "stem", "time_steps")} | {"num_classes": size["classes"]}
     data = {"dataset": DATASET, "resolution": size["resolution"], "batch_size": size["batch_size"] * 64}
     tree = {"name": "bench", "data": data, "model": model, "optim": {"lr": 1e-3}, "run": {"gradients": {"kind": kind}}}
     return parse_config(tree, origin="bench")
 
 
-def _network(config: RunConfig) -> nn.Module:
+def network_of(config: RunConfig) -> nn.Module:
+    """The network, alike on all ranks."""
     torch.manual_seed(0)
     return build_network(config.model)
 
 
-def _recorded(config: RunConfig, batch: Batch) -> tuple[nn.Module, list[Copied]]:
+def recorded(config: RunConfig, batch: Batch) -> tuple[nn.Module, list[Copied]]:
     """A network, and the buckets of DDP's second step with it, from which on their layout stays."""
-    network, found = _network(config), list[Copied]()
+    network, found = network_of(config), list[Copied]()
     model, optimizer = DistributedDataParallel(network), build_optimizer(network, config.optim)
 
     def copy(bucket: Any) -> Averaged:
@@ -135,7 +142,7 @@ def _recorded(config: RunConfig, batch: Batch) -> tuple[nn.Module, list[Copied]]
 
 def _kind(config: RunConfig, network: nn.Module, batch: Batch) -> Kind:
     """A kind under DDP for steps of a network of its own, and again for exchanges alone, of gradients of `network`."""
-    trained = _network(config)
+    trained = network_of(config)
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     model, inside = distribute(trained, world, config)
     optimizer = build_optimizer(trained, config.optim)

@@ -8,35 +8,40 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pipelines.benchmarks.namespaces import INTERFACE, Node
 from pipelines.errors import ServiceError
 
 _ANSWER = "answer"
 _LOOK_EVERY_S = 0.2
 
 
-def together(work: str, job: dict[str, Any], ranks: int, scratch: Path) -> list[Any]:
+def together(work: str, job: dict[str, Any], ranks: int, scratch: Path, nodes: Sequence[Node] = ()) -> list[Any]:
     """Have each of so many ranks call `work`, a `module:function`, on the job; returns what each answers.
 
     Args:
         work: takes the job, and answers something for JSON; a process group is there.
         job: something for JSON.
         scratch: an empty folder for the ranks to meet in.
+        nodes: where each rank is, and talks to the others from; by default all are on this machine's loopback.
 
     Raises ServiceError where a rank fails, with what it said last.
 
     """
     (scratch / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "pipelines.benchmarks.ranks", work, str(scratch), str(ranks)]
-    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} | os.environ | ({"GLOO_SOCKET_IFNAME": INTERFACE} if nodes else {})
     with ExitStack() as ends:
         processes = []
         for rank in range(ranks):
             said = ends.enter_context((scratch / f"said-{rank}").open("w"))
-            processes.append(subprocess.Popen([*command, str(rank)], stderr=said, env=environment))
+            words = [*command, str(rank)]
+            words = nodes[rank].command(*words) if nodes else words
+            processes.append(subprocess.Popen(words, stderr=said, env=environment))
             ends.callback(processes[-1].wait)
             ends.callback(processes[-1].kill)
         _wait(processes, scratch)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines.cli import benchmarks, checkpoints, data, export, models, runs, services, tune
+from pipelines.cli import benchmarks, benchmarks_distributed, checkpoints, data, export, models, runs, services, tune
 from pipelines.cli.output import say
 from pipelines.names import refuse_unseen
 from pipelines.secrets import redacted, refuse_addresses, refuse_credentials
@@ -51,6 +51,7 @@ for _command in (
     services.jobs,
 ):
     agmm.add_command(_command)
+benchmarks.bench.add_command(benchmarks_distributed.bench_ray)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

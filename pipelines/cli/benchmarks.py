@@ -33,7 +33,7 @@ def bench_checkpoint(rounds: int, uri: str | None, threads: int, as_json: bool) 
     from pipelines.benchmarks.checkpoint import bench as measure
 
     torch.set_num_threads(threads)
-    _print(measure(uri, rounds, say), as_json)
+    print_rows(measure(uri, rounds, say), as_json)
 
 
 @bench.command("recovery")
@@ -43,7 +43,7 @@ def bench_recovery(kills: int, as_json: bool) -> None:
     """From kill -9 of one of two workers to the next optimiser step, part by part, in a run of its own."""
     from pipelines.benchmarks.recovery import bench as measure
 
-    _print(measure(kills, say), as_json)
+    print_rows(measure(kills, say), as_json)
 
 
 @bench.command("tune")
@@ -82,7 +82,7 @@ def bench_tune(
 
     config = bench_config(overrides, data, epochs)
     sizes = Sizes(repeats, configurations, budget)
-    _print(measure(config, sizes, out or home() / "bench-tune", processes, say), as_json)
+    print_rows(measure(config, sizes, out or home() / "bench-tune", processes, say), as_json)
 
 
 @bench.command("inference")
@@ -97,7 +97,9 @@ def bench_inference(rounds: int, threads: int, layers: bool, networks: bool, as_
     from pipelines.benchmarks.inference import bench as measure
 
     result = measure(rounds, threads, layers=layers, networks=NETWORKS if networks else ())
-    _print(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "numpy", "onnxruntime"))
+    print_rows(
+        result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "numpy", "onnxruntime")
+    )
 
 
 @bench.command("comm")
@@ -132,7 +134,7 @@ def bench_comm(
         raise click.UsageError("--set changes the recipe that --seeds trains.")
     else:
         result = comm.bench(rounds, workers, say, comm.Size(arch=arch, width=width, resolution=resolution))
-    _print(result, as_json, ("processor", "workers", "rounds", "python", "torch"))
+    print_rows(result, as_json, ("processor", "workers", "rounds", "python", "torch"))
 
 
 @bench.command("neuron")
@@ -148,7 +150,7 @@ def bench_neuron(rounds: int, threads: int, compiled: bool, as_json: bool) -> No
     from pipelines.benchmarks.neuron import bench as measure
 
     result = measure(rounds, threads, compiled=compiled)
-    _print(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
+    print_rows(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
 
 
 @bench.command("step")
@@ -161,7 +163,7 @@ def bench_step(rounds: int, threads: int, compiled: bool, as_json: bool) -> None
     from pipelines.benchmarks.step import bench as measure
 
     result = measure(rounds, threads, compiled=compiled)
-    _print(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
+    print_rows(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
 
 
 @bench.command("memory")
@@ -170,7 +172,7 @@ def bench_memory(as_json: bool) -> None:
     """What autograd keeps per neuron and time step of ResNet-18, against plain torch and SpikingJelly's neurons."""
     from pipelines.benchmarks.saved import bench as measure
 
-    _print(measure(), as_json)
+    print_rows(measure(), as_json)
 
 
 @bench.command("loader")
@@ -187,14 +189,14 @@ def bench_loader(images: Path | None, rounds: int, count: int, as_json: bool) ->
     from pipelines.benchmarks.loader import bench as measure
 
     result = measure(images, rounds, count)
-    _print(
+    print_rows(
         result,
         as_json,
         ("images", "full size", "short side 256", "processor", "rounds", "python", "torch", "ffcv", "torchvision"),
     )
 
 
-def _print(result: dict[str, Any], as_json: bool, words: Sequence[str] = ()) -> None:
+def print_rows(result: dict[str, Any], as_json: bool, words: Sequence[str] = ()) -> None:
     """The rows, and of the circumstances beside the load those that `words` name and the result has."""
     if as_json:
         show(result, as_json)

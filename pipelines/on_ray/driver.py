@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,15 @@ def check_address() -> None:
         ) from error
 
 
-def fit(config: RunConfig, run: Opened, folder: Path, steps: int, say: Say) -> dict[str, float]:
+Worker = Callable[[dict[str, Any]], dict[str, float]]  # what Ray Train runs in each of them
+
+
+def fit(
+    config: RunConfig, run: Opened, folder: Path, steps: int, say: Say, worker: Worker | None = None
+) -> dict[str, float]:
     """Run the workers until they are done; returns rank 0's metrics. What they measure goes to the run's journal.
+
+    worker: `ray_worker` by default, or something around it.
 
     Raises:
         UserError: where the devices asked for are not there.
@@ -72,7 +79,7 @@ def fit(config: RunConfig, run: Opened, folder: Path, steps: int, say: Say) -> d
             board.shown(watched, steps),
             _watchdog(watched, run.journal),
         ):
-            return _fit(config, run.id, folder, watched, say)
+            return _fit(config, run.id, folder, watched, say, worker)
     except (KeyboardInterrupt, SystemExit) as ended:  # a signal before Ray Train runs may come as a SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
             raise failure_of(watched.failure) from None
@@ -88,7 +95,9 @@ def _watchdog(watched: board.Board, journal: Journal) -> AbstractContextManager[
     return dog.watching()
 
 
-def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board, say: Say) -> dict[str, float]:
+def _fit(
+    config: RunConfig, run_id: str, folder: Path, watched: board.Board, say: Say, worker: Worker | None
+) -> dict[str, float]:
     from pipelines.on_ray.desk import open_desk
     from pipelines.on_ray.ends import Interrupt, Trainer, head_watched
 
@@ -96,13 +105,15 @@ def _fit(config: RunConfig, run_id: str, folder: Path, watched: board.Board, say
     work = Work(config, run_id, uuid.uuid4().hex, folder, code_version(), watched.queue)
     trainer = Trainer(
         on_interrupt=Interrupt(watched, desk, config.checkpoint.grace, say),
-        **trainer_arguments(work, desk, max_failures=config.run.max_failures),
+        **trainer_arguments(work, desk, max_failures=config.run.max_failures, worker=worker),
     )
     with head_watched(watched):
         return _result_of(trainer)
 
 
-def trainer_arguments(work: Work, desk: Any, *, max_failures: int, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def trainer_arguments(
+    work: Work, desk: Any, *, max_failures: int, callbacks: Sequence[Any] = (), worker: Worker | None = None
+) -> dict[str, Any]:
     """What Ray's TorchTrainer trains a run with; for use inside a Ray that runs. `callbacks` come beside our own."""
     from ray.train.torch import TorchConfig
 
@@ -110,7 +121,7 @@ def trainer_arguments(work: Work, desk: Any, *, max_failures: int, callbacks: Se
 
     gpu = device_of(work.config) == "cuda"
     return {
-        "train_loop_per_worker": ray_worker,
+        "train_loop_per_worker": worker or ray_worker,
         "train_loop_config": {"work": work, "desk": desk},
         "torch_config": TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_S),
         "scaling_config": _scaling(work.config, gpu),
