@@ -51,7 +51,8 @@ for _command in (
     services.jobs,
 ):
     agmm.add_command(_command)
-benchmarks.bench.add_command(benchmarks_distributed.bench_ray)
+for _command in (benchmarks_distributed.bench_ray, benchmarks_distributed.bench_scale):
+    benchmarks.bench.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
