@@ -36,6 +36,11 @@ from pipelines.progress import Say
 from pipelines.report.scaling import scaling
 
 WORKERS = (8, 64, 256, 1024)
+_TITLES = {
+    "ring": "ring; signs to their owners and back",
+    "tree": "tree, not measured; signs as left",
+    "hierarchical": "in nodes, then among them, not measured",
+}
 _DRAWN = tuple(2**power for power in range(11))
 
 
@@ -183,7 +188,9 @@ def _errors(held: list[dict[str, Any]], what: str) -> dict[str, float] | None:
 def _drawn(model: Model, inputs: Inputs, path: Path, about: dict[str, Any]) -> None:
     """Draw a step of every kind and algorithm against workers."""
     seconds = {
-        algorithm: {kind: [model.step(kind, algorithm, workers, inputs) for workers in _DRAWN] for kind in KINDS}
+        _TITLES[algorithm]: {
+            kind: [model.step(kind, algorithm, workers, inputs) for workers in _DRAWN] for kind in KINDS
+        }
         for algorithm in ALGORITHMS
     }
     path.parent.mkdir(parents=True, exist_ok=True)
