@@ -7,6 +7,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class NothingToResume(UserError):
+    """No run has the name that one was asked for to go on with."""
+
+
 class ServiceError(RuntimeError):
     """Something outside failed: a service, a disk, a worker. The message says what to look at."""
 

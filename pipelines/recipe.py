@@ -46,7 +46,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> RunConfig:
     """Recipe plus `a.b=c` overrides as a checked tree. Raises UserError for whatever is wrong with either."""
     tree = _tree(name_or_path, ())
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_config(tree, origin=name_or_path)
 
 
@@ -79,14 +79,18 @@ def _tree(name_or_path: str, below: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parse(name_or_path: str) -> dict[str, Any]:
-    text = recipe_text(name_or_path)
-    try:
-        tree = yaml.load(text, Loader=StrictLoader)  # noqa: S506, a SafeLoader
-    except YAML_ERRORS as error:
-        raise UserError(f"Recipe {name_or_path} is not YAML: {error}") from error
+    tree = parse_yaml(recipe_text(name_or_path), f"Recipe {name_or_path}")
     if not isinstance(tree, dict):
         raise UserError(f"Recipe {name_or_path} must be a mapping of {', '.join(RunConfig.model_fields)}.")
     return tree
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Plain values of YAML in which no key is twice; errors call it `what`. Raises UserError."""
+    try:
+        return yaml.load(text, Loader=StrictLoader)  # noqa: S506, a SafeLoader
+    except YAML_ERRORS as error:
+        raise UserError(f"{what} is not YAML: {error}") from error
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -111,7 +115,8 @@ def _are_sections(base: dict[str, Any], over: dict[str, Any], key: str) -> bool:
     return isinstance(base[key], dict) and isinstance(over[key], dict)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set what `a.b=value` says in a tree, the value being YAML. Raises UserError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override!r} is not of the form a.b=value, for example --set model.neuron.leak=0.25.")

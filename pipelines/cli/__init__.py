@@ -15,7 +15,18 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines.cli import benchmarks, benchmarks_distributed, checkpoints, data, export, models, runs, services, tune
+from pipelines.cli import (
+    benchmarks,
+    benchmarks_distributed,
+    checkpoints,
+    cluster,
+    data,
+    export,
+    models,
+    runs,
+    services,
+    tune,
+)
 from pipelines.cli.output import say
 from pipelines.names import refuse_unseen
 from pipelines.secrets import redacted, refuse_addresses, refuse_credentials
@@ -49,6 +60,7 @@ for _command in (
     benchmarks.bench,
     services.submit,
     services.jobs,
+    cluster.cluster,
 ):
     agmm.add_command(_command)
 for _command in (benchmarks_distributed.bench_ray, benchmarks_distributed.bench_scale):

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli.output import JSON, SET, say, show, table
 from pipelines.cli.services import use_services
 
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+
 
 @click.command()
 @click.argument("recipe")
 @SET
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this recipe.")
+@click.option("--or-start", is_flag=True, help="With --resume: start a run where there is none, for restarted jobs.")
 @JSON
-def train(recipe: str, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
+def train(recipe: str, overrides: tuple[str, ...], resume: bool, or_start: bool, as_json: bool) -> None:
     """Train RECIPE, a name or the path of a YAML file: Ray Train, FFCV, MLflow, checkpoints."""
     from pipelines.recipe import load_recipe
 
+    if or_start and not resume:
+        raise click.UsageError("--or-start says what --resume does where there is no run. Give both, or neither.")
     config = load_recipe(recipe, overrides)
     use_services()
-    from pipelines.driver import train as train_run
+    show(_train(config, resume, or_start), as_json)
 
-    show(train_run(config, resume=resume, say=say), as_json)
+
+def _train(config: RunConfig, resume: bool, or_start: bool) -> dict[str, Any]:
+    from pipelines.driver import train as train_run
+    from pipelines.errors import NothingToResume
+
+    try:
+        return train_run(config, resume=resume, say=say)
+    except NothingToResume:
+        if not or_start:
+            raise
+    say(f"no run of {config.name!r} to go on with: starting one")
+    return train_run(config, resume=False, say=say)
 
 
 _MOST_STEPS = 1024

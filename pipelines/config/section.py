@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -34,7 +34,7 @@ class Section(BaseModel):
         return value
 
 
-_Kind = TypeVar("_Kind", bound=Section)
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 def parse_section(kind: type[_Kind], tree: Mapping[str, Any], *, origin: str, what: str) -> _Kind:
@@ -62,9 +62,17 @@ def _explain(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
 
 def _section_of(section: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        section = next(each for each in (annotation, *get_args(annotation)) if _is_section(each))
+        field = section.model_fields.get(str(part))  # none for the place in a list
+        section = next(_sections(field.annotation), section) if field else section
     return section
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation is made of."""
+    if _is_section(annotation):
+        yield annotation
+    for each in get_args(annotation):
+        yield from _sections(each)
 
 
 def _is_section(annotation: Any) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import yaml
 
 from pipelines.config import RunConfig, flatten
-from pipelines.errors import ServiceError, UserError
+from pipelines.errors import NothingToResume, ServiceError, UserError
 from pipelines.home import default_tracking_uri, home
 from pipelines.secrets import redacted, refuse_credentials
 
@@ -94,7 +94,7 @@ def describe_run(client: MlflowClient, run_id: str, config: RunConfig, tags: Map
 def find_resumable(client: MlflowClient, config: RunConfig, *, finished: bool = False) -> Run:
     """The newest run of this recipe that has not finished, or with `finished` the newest of all.
 
-    Raises UserError where there is none.
+    Raises NothingToResume where there is none.
     """
     only = "" if finished else " and attributes.status != 'FINISHED'"
     found = client.search_runs(
@@ -105,7 +105,7 @@ def find_resumable(client: MlflowClient, config: RunConfig, *, finished: bool = 
     )
     if not found:
         kind = "run" if finished else "unfinished run"
-        raise UserError(
+        raise NothingToResume(
             f"Nothing to resume: experiment {config.tracking.experiment!r} has no {kind} of {config.name!r}. "
             "Leave out --resume to start one."
         )

@@ -1,0 +1,1 @@
+"""Manifests for clusters, rendered from typed settings: KubeRay, `ray up` and Slurm."""

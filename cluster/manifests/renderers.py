@@ -1,0 +1,15 @@
+"""From settings to a manifest's text, by what will read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cluster.manifests import kuberay
+from cluster.manifests.settings import ClusterSettings
+
+_RENDERERS: dict[str, Callable[[ClusterSettings], str]] = {"kuberay": kuberay.render}
+
+
+def render(target: str, settings: ClusterSettings) -> str:
+    """The manifest that `target` reads, ending in a newline. Raises UserError for what it cannot be."""
+    return _RENDERERS[target](settings)

@@ -1,0 +1,103 @@
+"""Clusters: the manifests that make them, and a node that leaves one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from pipelines.cli.output import say
+
+if TYPE_CHECKING:
+    from cluster.manifests.settings import ClusterSettings
+
+_SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a setting.")
+
+
+@click.group()
+def cluster() -> None:
+    """Clusters of machines: KubeRay, ray up, Slurm."""
+
+
+@cluster.command()
+@click.option("--to", "target", required=True, metavar="kuberay|rayup|slurm", help="What will read it.")
+@click.option("--settings", "path", metavar="FILE.yaml", help="Settings over the defaults; see `agmm cluster schema`.")
+@_SET
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to; default stdout.")
+def render(target: str, path: str | None, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Write a cluster's manifest from typed settings. It names secrets, and holds none."""
+    from cluster.manifests import renderers
+    from cluster.manifests.settings import Target
+
+    if target not in get_args(Target):
+        raise click.BadParameter(f"{target!r} is not one of {', '.join(get_args(Target))}.", param_hint="--to")
+    settings = _settings(path, overrides)
+    _check_recipe(settings)
+    text = renderers.render(target, settings)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    _write(out, text)
+    say(f"wrote {out}")
+
+
+@cluster.command()
+def schema() -> None:
+    """The JSON schema of the settings, for editors."""
+    from cluster.manifests.settings import ClusterSettings
+
+    click.echo(json.dumps(ClusterSettings.model_json_schema(), indent=2))
+
+
+@cluster.command()
+@click.option("--seconds", type=click.IntRange(1, 3600), default=20, show_default=True, help="Until the node goes.")
+def leave(seconds: int) -> None:
+    """Tell Ray that this node goes, and wait: a run on it saves, and goes on without it."""
+    from cluster.leave import leave as announce
+
+    announce(seconds, say)
+
+
+def _settings(path: str | None, overrides: tuple[str, ...]) -> ClusterSettings:
+    from cluster.manifests.settings import ClusterSettings
+    from pipelines.config.section import parse_section
+    from pipelines.recipe import apply_override
+
+    tree = _read(path) if path else {}
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_section(ClusterSettings, tree, origin=path or "--set", what="cluster")
+
+
+def _read(path: str) -> dict[str, Any]:
+    from pipelines.recipe import parse_yaml
+
+    from pipelines.errors import UserError
+
+    try:
+        tree = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read settings {path}: {error}.") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"Settings {path} must be a mapping; `agmm cluster schema` says of what.")
+    return tree
+
+
+def _check_recipe(settings: ClusterSettings) -> None:
+    """Refuse a recipe that cannot be trained so before it waits in a queue. One that is a file is the nodes' own."""
+    from cluster.manifests.training import overrides
+    from pipelines.recipe import load_recipe
+
+    if "/" not in settings.job.recipe and not settings.job.recipe.endswith((".yaml", ".yml")):
+        load_recipe(settings.job.recipe, overrides(settings))
+
+
+def _write(out: Path, text: str) -> None:
+    from pipelines.errors import UserError
+
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error}.") from error
