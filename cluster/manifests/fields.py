@@ -59,6 +59,8 @@ def _range(workers: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@,=+\[\]-]{0,127}$")]
+# KubeRay puts it between double quotes of a shell, where $(...) would be run.
+Recipe = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_./-]{0,254}$")]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]{0,254}$")]
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*(MB|GB|TB)$")]
 Line = Annotated[str, AfterValidator(_one_line)]

@@ -92,6 +92,7 @@ class Slurm(Section):
     qos: Word | None = None
     constraint: Word | None = None
     gpu_type: Word | None = Field(None, description="as in --gres=gpu:TYPE:N; none: any")
+    interface: Word | None = Field(None, description="network that nodes talk over, as ib0; none: the first address")
     folder: Folder | None = Field(None, description="shared by the nodes, for the job's token; none: where submitted")
     environment: Folder | None = Field(None, description="virtual environment whose bin/activate is read")
     modules: tuple[Word, ...] = Field((), description="for `module load`")

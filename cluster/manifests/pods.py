@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.manifests.settings import ClusterSettings, Shape
-from cluster.manifests.training import environment, stop_seconds
+from cluster.manifests.training import cache_path, environment, stop_seconds
 
 GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8080
 _HOME = "/home/agmm/work"  # below the home of the image's user
@@ -88,7 +88,7 @@ def _pod(settings: ClusterSettings, container: dict[str, Any], shape: Shape) -> 
 def _container(settings: ClusterSettings, name: str, shape: Shape, ports: dict[str, int]) -> dict[str, Any]:
     gpus = {"nvidia.com/gpu": str(shape.gpus)} if shape.gpus else {}
     resources = {"cpu": str(shape.cpus), "memory": f"{shape.memory}Gi", **gpus}
-    mounts = {"shm": "/dev/shm", "work": _HOME, "cache": settings.cache.path}  # noqa: S108
+    mounts = {"shm": "/dev/shm", "work": _HOME, "cache": cache_path(settings)}  # noqa: S108
     return {
         "name": name,
         "image": settings.image,
@@ -103,7 +103,7 @@ def _container(settings: ClusterSettings, name: str, shape: Shape, ports: dict[s
 
 def _environment(settings: ClusterSettings) -> list[dict[str, Any]]:
     """Plain values, and those of Secrets by name."""
-    plain = environment(settings) | {"AGMM_HOME": _HOME}
+    plain = environment(settings, cache=cache_path(settings)) | {"AGMM_HOME": _HOME}
     named = {"AWS_ACCESS_KEY_ID": ("s3", "access_key"), "AWS_SECRET_ACCESS_KEY": ("s3", "secret_key")}
     named |= {"MLFLOW_TRACKING_USERNAME": ("mlflow", "username"), "MLFLOW_TRACKING_PASSWORD": ("mlflow", "password")}
     found = {name: (getattr(settings.secrets, kind), key) for name, (kind, key) in named.items()}
@@ -117,7 +117,7 @@ def _environment(settings: ClusterSettings) -> list[dict[str, Any]]:
 def _cache_volume(settings: ClusterSettings) -> dict[str, Any]:
     volume = settings.kuberay.cache
     if volume.kind == "host":
-        return {"hostPath": {"path": settings.cache.path, "type": "Directory"}}
+        return {"hostPath": {"path": cache_path(settings), "type": "Directory"}}
     claim = {
         "accessModes": ["ReadWriteOnce"],
         **({"storageClassName": volume.storage_class} if volume.storage_class else {}),

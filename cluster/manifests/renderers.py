@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.manifests import kuberay
+from cluster.manifests import kuberay, rayup, slurm
 from cluster.manifests.settings import ClusterSettings
 
-_RENDERERS: dict[str, Callable[[ClusterSettings], str]] = {"kuberay": kuberay.render}
+_RENDERERS: dict[str, Callable[[ClusterSettings], str]] = {"kuberay": kuberay.render, "rayup": rayup.render, "slurm": slurm.render}
 
 
 def render(target: str, settings: ClusterSettings) -> str:

@@ -6,7 +6,21 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.manifests.fields import Count, Folder, Http, Image, Label, Line, Name, Range, Section, Size, Store, Word
+from cluster.manifests.fields import (
+    Count,
+    Folder,
+    Http,
+    Image,
+    Label,
+    Line,
+    Name,
+    Range,
+    Recipe,
+    Section,
+    Size,
+    Store,
+    Word,
+)
 from cluster.manifests.platforms import KubeRay, RayUp, Slurm
 
 # Fields of a recipe that a manifest sets from its own, so that nodes and run cannot disagree.
@@ -37,19 +51,12 @@ class Shape(Section):
 class Job(Section):
     """The training."""
 
-    recipe: Line = Field("imagenet_resnet18", description="name, or path of a .yaml file on the nodes")
+    recipe: Recipe = Field("imagenet_resnet18", description="name, or path of a .yaml file on the nodes")
     overrides: tuple[Line, ...] = Field((), description="more a.b=c, as `agmm train --set` takes them")
     data: Store | None = Field(None, description="built data set; default the recipe's own address")
     retries: int = Field(3, ge=0, description="new clusters, or requeues, for a job that lost its own; it resumes")
     hours: float | None = Field(None, gt=0, le=24 * 365, description="after which it is ended; none: the site's limit")
     keep: int = Field(600, ge=0, description="seconds that a finished job's cluster stays, to read its logs")
-
-    @field_validator("recipe")
-    @classmethod
-    def _is_no_option(cls, recipe: str) -> str:
-        if recipe.startswith("-"):
-            raise ValueError("must be a recipe's name or path, not an option")
-        return recipe
 
     @field_validator("overrides")
     @classmethod
@@ -85,7 +92,7 @@ class Secrets(Section):
 class Cache(Section):
     """A node's own copy of data sets."""
 
-    path: Folder = "/var/cache/agmm"
+    path: Folder | None = Field(None, description="none: /var/cache/agmm in containers, ~/.cache/agmm under Slurm")
     limit: Size = "200GB"
 
 

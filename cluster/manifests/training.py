@@ -39,13 +39,18 @@ def overrides(settings: ClusterSettings) -> list[str]:
     ]
 
 
-def environment(settings: ClusterSettings) -> dict[str, str]:
-    """Variables of every node that are no secret."""
-    services, cache = settings.services, settings.cache
+def cache_path(settings: ClusterSettings) -> str:
+    """The folder in a container that a node's volume for data sets comes to."""
+    return settings.cache.path or "/var/cache/agmm"
+
+
+def environment(settings: ClusterSettings, *, cache: str | None) -> dict[str, str]:
+    """Variables of every node that are no secret; `cache` is the folder for data sets, None for the user's own."""
+    services = settings.services
     return {
         "AGMM_STORE": services.store,
-        "AGMM_CACHE": cache.path,
-        "AGMM_CACHE_LIMIT": cache.limit,
+        **({"AGMM_CACHE": cache} if cache else {}),
+        "AGMM_CACHE_LIMIT": settings.cache.limit,
         "AWS_DEFAULT_REGION": services.s3_region,
         **({"AWS_ENDPOINT_URL_S3": services.s3_endpoint} if services.s3_endpoint else {}),
         "MLFLOW_TRACKING_URI": services.mlflow,
