@@ -25,15 +25,9 @@ def head_pod(settings: ClusterSettings) -> dict[str, Any]:
 
 
 def worker_pod(settings: ClusterSettings) -> dict[str, Any]:
-    """A worker's pod template, on the nodes that the settings name.
-
-    Before it ends it tells Ray, so that the run saves and goes on without it.
-    """
+    """A worker's pod template, on the nodes that the settings name."""
     container = _container(settings, "ray-worker", settings.worker, {"metrics": METRICS_PORT})
-    leave = ["agmm", "cluster", "leave", "--seconds", str(settings.grace)]
-    container["lifecycle"] = {"preStop": {"exec": {"command": leave}}}
-    spec = _pod(settings, container, settings.worker) | _placement(settings)
-    return {"metadata": _metadata(settings), "spec": spec}
+    return {"metadata": _metadata(settings), "spec": _pod(settings, container, settings.worker) | _placement(settings)}
 
 
 def submitter_pod(settings: ClusterSettings) -> dict[str, Any]:

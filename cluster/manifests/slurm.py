@@ -69,6 +69,7 @@ def _assignments(settings: ClusterSettings) -> str:
         "secrets": settings.secrets.file or "",
     }
     environ = environment(settings, cache=settings.cache.path) | {"interface": slurm.interface or ""}
+    environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # its nodes go together, when the training has ended
     environ |= {f"{library}_SOCKET_IFNAME": slurm.interface for library in ("GLOO", "NCCL") if slurm.interface}
     lines = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environ.items()]

@@ -57,6 +57,8 @@ def environment(settings: ClusterSettings, *, cache: str | None) -> dict[str, st
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_JOB_STOP_WAIT_TIME_S": str(stop_seconds(settings)),
+        # a node that is told to end tells Ray, and stays so long for the run to save and to go on without it
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(settings.grace),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 

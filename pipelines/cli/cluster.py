@@ -1,4 +1,4 @@
-"""Clusters: the manifests that make them, and a node that leaves one."""
+"""Clusters of machines: the manifests that make them."""
 
 from __future__ import annotations
 
@@ -49,15 +49,6 @@ def schema() -> None:
     from cluster.manifests.settings import ClusterSettings
 
     click.echo(json.dumps(ClusterSettings.model_json_schema(), indent=2))
-
-
-@cluster.command()
-@click.option("--seconds", type=click.IntRange(1, 3600), default=20, show_default=True, help="Until the node goes.")
-def leave(seconds: int) -> None:
-    """Tell Ray that this node goes, and wait: a run on it saves, and goes on without it."""
-    from cluster.leave import leave as announce
-
-    announce(seconds, say)
 
 
 def _settings(path: str | None, overrides: tuple[str, ...]) -> ClusterSettings:
