@@ -28,7 +28,7 @@ class Toleration(Section):
 
 
 class CacheVolume(Section):
-    """Where a worker's cache lies: on its node, where the next pod finds it, or on a volume that lives with the pod."""
+    """Where data sets are cached: on the node, where the next pod finds them, or on a volume as old as the pod."""
 
     kind: Literal["host", "ephemeral"] = Field("ephemeral", description="host: a folder of the node; ephemeral: a PVC")
     storage_class: Label | None = Field(None, description="of the PVC, best one of local disks; none: the default")

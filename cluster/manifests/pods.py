@@ -8,7 +8,7 @@ from cluster.manifests.settings import ClusterSettings, Shape
 from cluster.manifests.training import cache_path, environment, stop_seconds
 
 GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8080
-_HOME = "/home/agmm/work"  # below the home of the image's user
+_HOME = "/var/lib/agmm"  # as in the image
 
 
 def labels(settings: ClusterSettings) -> dict[str, str]:
@@ -40,7 +40,10 @@ def submitter_pod(settings: ClusterSettings) -> dict[str, Any]:
         "resources": {"requests": resources, "limits": resources},
         "securityContext": container_security(),
     }
-    return {"metadata": {"labels": labels(settings)}, "spec": _base(settings) | {"restartPolicy": "Never", "containers": [container]}}
+    return {
+        "metadata": {"labels": labels(settings)},
+        "spec": _base(settings) | {"restartPolicy": "Never", "containers": [container]},
+    }
 
 
 def container_security() -> dict[str, Any]:
@@ -56,11 +59,10 @@ def _metadata(settings: ClusterSettings) -> dict[str, Any]:
 def _base(settings: ClusterSettings) -> dict[str, Any]:
     """What all pods have: no root, no right at the API server, priority and the key to the image's registry."""
     kuberay = settings.kuberay
-    identity = {"runAsUser": kuberay.user, "runAsGroup": kuberay.user, "fsGroup": kuberay.user}
-    seccomp = {"seccompProfile": {"type": "RuntimeDefault"}}
+    identity: dict[str, Any] = {"runAsUser": kuberay.user, "runAsGroup": kuberay.user, "fsGroup": kuberay.user}
     return {
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, **identity, "fsGroupChangePolicy": "OnRootMismatch", **seccomp},
+        "securityContext": {"runAsNonRoot": True, **identity, "fsGroupChangePolicy": "OnRootMismatch"},
         **({"priorityClassName": kuberay.priority_class} if kuberay.priority_class else {}),
         **({"imagePullSecrets": [{"name": kuberay.pull_secret}]} if kuberay.pull_secret else {}),
     }

@@ -45,8 +45,11 @@ def _notes(settings: ClusterSettings) -> list[str]:
         "RAY_AUTH_MODE=token ray up -y FILE; then the training, and ray down -y FILE when it is over:",
         f"RAY_AUTH_MODE=token ray exec FILE {shlex.quote(train)}",
     ]
-    file = settings.secrets.file
-    return [*text, f"Credentials: the file {file} of each machine, mode 0600, as docker's --env-file."] if file else text
+    if settings.secrets.file:
+        text.append(
+            f"Credentials: the file {settings.secrets.file} of each machine, mode 0600, as docker's --env-file."
+        )
+    return text
 
 
 def _provider(settings: ClusterSettings) -> dict[str, Any]:

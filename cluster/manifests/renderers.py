@@ -7,7 +7,11 @@ from collections.abc import Callable
 from cluster.manifests import kuberay, rayup, slurm
 from cluster.manifests.settings import ClusterSettings
 
-_RENDERERS: dict[str, Callable[[ClusterSettings], str]] = {"kuberay": kuberay.render, "rayup": rayup.render, "slurm": slurm.render}
+_RENDERERS: dict[str, Callable[[ClusterSettings], str]] = {
+    "kuberay": kuberay.render,
+    "rayup": rayup.render,
+    "slurm": slurm.render,
+}
 
 
 def render(target: str, settings: ClusterSettings) -> str:

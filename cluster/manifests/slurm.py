@@ -74,7 +74,8 @@ def _assignments(settings: ClusterSettings) -> str:
     lines = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environ.items()]
     lines += [f"module load {shlex.quote(module)}" for module in slurm.modules]
-    lines += [f". {shlex.quote(slurm.environment + '/bin/activate')}"] if slurm.environment else []
+    activate = f"# shellcheck source=/dev/null\n. {shlex.quote(f'{slurm.environment}/bin/activate')}"
+    lines += [activate] if slurm.environment else []
     return "\n".join(lines)
 
 

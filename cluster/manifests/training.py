@@ -27,7 +27,7 @@ def train_command(settings: ClusterSettings, *, resume: bool = True) -> str:
 
 
 def overrides(settings: ClusterSettings) -> list[str]:
-    """What of the recipe the manifest changes, as a.b=c: what follows from the cluster (see RESERVED), and the job's."""
+    """What the manifest changes of the recipe, as a.b=c: what follows from the cluster, see RESERVED, and the job's."""
     least, most = (nodes * settings.processes for nodes in settings.workers)
     return [
         f"name={settings.name}",
@@ -70,7 +70,8 @@ def stop_seconds(settings: ClusterSettings) -> int:
 
 def header(settings: ClusterSettings, lines: list[str]) -> str:
     """Comment lines at a manifest's head. The settings in them are checked to be of one line."""
-    return "".join(f"# {line}\n" for line in [f"{settings.name}: made by `agmm cluster render`, not to be edited.", *lines])
+    made = f"{settings.name}: made by `agmm cluster render`, not to be edited."
+    return "".join(f"# {line}\n" for line in [made, *lines])
 
 
 def documents(*trees: dict[str, Any]) -> str:

@@ -63,9 +63,8 @@ def _settings(path: str | None, overrides: tuple[str, ...]) -> ClusterSettings:
 
 
 def _read(path: str) -> dict[str, Any]:
-    from pipelines.recipe import parse_yaml
-
     from pipelines.errors import UserError
+    from pipelines.recipe import parse_yaml
 
     try:
         tree = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
