@@ -59,10 +59,16 @@ def _metadata(settings: ClusterSettings) -> dict[str, Any]:
 def _base(settings: ClusterSettings) -> dict[str, Any]:
     """What all pods have: no root, no right at the API server, priority and the key to the image's registry."""
     kuberay = settings.kuberay
-    identity: dict[str, Any] = {"runAsUser": kuberay.user, "runAsGroup": kuberay.user, "fsGroup": kuberay.user}
     return {
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, **identity, "fsGroupChangePolicy": "OnRootMismatch"},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": kuberay.user,
+            "runAsGroup": kuberay.user,
+            "fsGroup": kuberay.user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         **({"priorityClassName": kuberay.priority_class} if kuberay.priority_class else {}),
         **({"imagePullSecrets": [{"name": kuberay.pull_secret}]} if kuberay.pull_secret else {}),
     }

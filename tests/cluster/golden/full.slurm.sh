@@ -45,6 +45,11 @@ module load cuda/13.0
 
 say() { echo "[$(date '+%F %T')] $name, job $SLURM_JOB_ID, turn $turn: $*"; }
 die() { say "$*"; exit 1; }
+another_turn() {
+  [ "$turn" -lt "$retries" ] || return 0
+  say "asking for another turn"
+  again=yes
+}
 
 # Credentials come from a file that nobody else can read; they are in no argument and no log.
 if [ -n "$secrets" ]; then
@@ -72,13 +77,13 @@ agents=(--node-manager-port=$((base + 1)) --object-manager-port=$((base + 2)) --
   --dashboard-agent-listen-port=$((base + 4)) --dashboard-agent-grpc-port=$((base + 5))
   --runtime-env-agent-port=$((base + 6)) --min-worker-port=0 --max-worker-port=0)
 
-# shellcheck disable=SC2317 # the traps call them
+# shellcheck disable=SC2317,SC2329 # a trap calls it
 finish() {
   code=$?
   trap '' TERM
   trap - EXIT
   : > "$private/stop"  # srun would kill what it is told to end, before it has tidied up
-  for _ in $(seq 100); do
+  for _ in $(seq 300); do
     kill -0 "${steps[@]}" 2>/dev/null || break
     sleep 0.2
   done
@@ -91,7 +96,7 @@ finish() {
 trap finish EXIT
 # Slurm's notice, of the time limit or of a preemption: the training saves a checkpoint and ends, see below.
 told=
-# shellcheck disable=SC2317
+# shellcheck disable=SC2317,SC2329
 notice() {
   told=yes
   say "told to end: the training has $stop_seconds s to save"
@@ -144,6 +149,8 @@ start() {  # start a step on nodes: start NODES COUNT ARGUMENTS...
   steps+=("$!")
 }
 
+nodes() { ray status 2>/dev/null | grep -c '^ 1 node_' || true; }  # as many as Ray has
+
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head_host=${hosts[0]}
 start "$head_host" 1 head "$private" --head --port="$base" --dashboard-host=127.0.0.1 --dashboard-port=$((base + 7)) \
@@ -152,15 +159,19 @@ for _ in $(seq 600); do [ -s "$private/head" ] && break; sleep 0.2; done
 [ -s "$private/head" ] || die "no node answered within two minutes: see the lines of srun above"
 RAY_ADDRESS="$(head -n 1 "$private/head"):$base"
 export RAY_ADDRESS
-for _ in $(seq 150); do ray status > "$private/status" 2>&1 && break; sleep 2; done
-ray status > "$private/status" 2>&1 || die "Ray did not start at $RAY_ADDRESS: $(tail -n 3 "$private/status")"
+for _ in $(seq 150); do
+  [ "$(nodes)" -eq 0 ] || break
+  kill -0 "${steps[@]}" 2>/dev/null || { another_turn; die "Ray ended on the first node: see above"; }
+  sleep 2
+done
+[ "$(nodes)" -gt 0 ] || { another_turn; die "Ray did not start at $RAY_ADDRESS within five minutes"; }
 if [ "${#hosts[@]}" -gt 1 ]; then
   rest=$(IFS=,; echo "${hosts[*]:1}")
   start "$rest" $((${#hosts[@]} - 1)) worker "$private" --address="$RAY_ADDRESS" --num-cpus="$cpus" --num-gpus="$gpus" "${agents[@]}"
 fi
 for _ in $(seq 60); do  # all the nodes that Slurm gave, before the training decides how many workers it starts
-  for step in "${steps[@]}"; do kill -0 "$step" 2>/dev/null || die "Ray ended on a node: see above"; done
-  joined=$(ray status 2>/dev/null | grep -c '^ 1 node_') || true
+  for step in "${steps[@]}"; do kill -0 "$step" 2>/dev/null || { another_turn; die "Ray ended on a node: see above"; }; done
+  joined=$(nodes)
   [ "$joined" -lt "${#hosts[@]}" ] || break
   sleep 2
 done
@@ -181,9 +192,6 @@ wait "$training" || code=$?
 training=
 # a preemption with send_user_signal tells this script; without, it tells Ray's steps, and nothing could be saved anew
 [ ! -e "$private/told" ] || told=yes
-if [ -n "$told" ] && [ "$code" -ne 0 ] && [ "$turn" -lt "$retries" ]; then
-  say "ended before it was done: asking for another turn"
-  again=yes
-fi
+[ -z "$told" ] || [ "$code" -eq 0 ] || another_turn
 say "the training ended with $code"
 exit "$code"
