@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -58,8 +59,9 @@ def train_step(
         criterion: the loss.
         loss_weight: multiplies the loss for the gradient only; ranks with unequal slices of a global batch weigh
             theirs by `len(slice) * world / len(batch)`, so that averaged gradients are those of the whole batch.
-        on_phase: called with `forward`, `backward` and `update` as each begins. Under DDP `backward` waits for the
-            other ranks, and only it does: the look at the gradients ends it.
+        on_phase: called with `forward`, `backward` and `update` as each begins, and under DDP with `exchange` in between,
+            when this rank's gradients are computed: it waits for the other ranks', and the look at them ends it. What
+            DDP sends before that costs no time of its own and is in `backward`.
 
     Returns:
         `loss` (mean over the batch) and `correct` (images whose mean logits are right: name the largest share's class).
@@ -107,13 +109,21 @@ def _update(model: nn.Module, optimizer: Optimizer, batch: _Batch, on_phase: Cal
     if not math.isfinite(value):
         raise NotFinite(f"the loss is {value}: {blame_loss(_unwrapped(model), batch.images, batch.context)}")
     on_phase("backward")
-    (loss * batch.weight).backward()
+    _backward(loss * batch.weight, model, on_phase)
     if not all_finite(p.grad for p in model.parameters() if p.grad is not None):
         raise _bad_gradients(model, batch)
     on_phase("update")
     optimizer.step()
     classes_B = batch.target if batch.target.ndim == 1 else batch.target.argmax(dim=1)
     return {"loss": value, "correct": float(_correct(logits_TBK, classes_B, 1))}
+
+
+def _backward(loss: Tensor, model: nn.Module, on_phase: Callable[[str], None]) -> None:
+    """The gradients; of a DDP model averaged over ranks. What is queued first is called first, before DDP waits."""
+    if isinstance(model, DistributedDataParallel):
+        queue = Variable._execution_engine.queue_callback
+        loss.register_hook(lambda _: queue(lambda: on_phase("exchange")))
+    loss.backward()
 
 
 def _bad_gradients(model: nn.Module, batch: _Batch) -> NotFinite:

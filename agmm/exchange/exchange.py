@@ -1,6 +1,7 @@
 """What the hooks share that remember what they have not sent yet: when they send all of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -56,10 +57,16 @@ class Exchange(ABC):
         self._add_residuals(bucket)
         return bf16_compress_hook(self.group, bucket)
 
-    def register(self, model: DistributedDataParallel) -> None:
-        """Have the model exchange its gradients in this way."""
-        # a lambda, because DDP would have an annotation be its own class
-        model.register_comm_hook(self, lambda exchange, bucket: exchange.average(bucket))
+    def register(self, model: DistributedDataParallel, on_phase: Callable[[str], None] = lambda _: None) -> None:
+        """Have the model exchange its gradients in this way; `on_phase` is told `exchange`, and `backward` after it."""
+
+        def average(exchange, bucket):  # type: ignore[no-untyped-def]  # DDP would have an annotation be its own class
+            on_phase("exchange")
+            averaged = exchange.average(bucket)
+            on_phase("backward")
+            return averaged
+
+        model.register_comm_hook(self, average)
 
     @abstractmethod
     def _compressed(self, bucket: Bucket) -> Averaged:

@@ -67,6 +67,11 @@ class OperationMeter:
         rows = [(t.connections, int(t.arrivals), not bool(t.all_spikes), t.applications) for t in self._tallies]
         return torch.tensor(rows, dtype=torch.float64).view(-1, 4)
 
+    @property
+    def connections(self) -> int:
+        """Pairs of an input value and an output so far: MACs, if every layer multiplied, binary ones too."""
+        return sum(tally.connections for tally in self._tallies)
+
     def per_image(self, images: float, counts_L4: Tensor | None = None) -> list[LayerCost]:
         """The means over the `images` that have passed, by layer; of `counts_L4` where other ranks' are in it."""
         counts = (self.counts_L4 if counts_L4 is None else counts_L4).tolist()

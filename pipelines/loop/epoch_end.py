@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch.distributed as dist
@@ -20,7 +20,7 @@ _SAY_EVERY_S = 10.0
 
 def finish_epoch(plan: Plan, state: State) -> None:
     """Validate on all images, measure flips, and step into the next epoch."""
-    state.window.pause()
+    state.window.train(plan.outside.pulse.lap())
     started = time.perf_counter()
     result = _validate(plan, state)  # leaves the pulse in `gather`
     state.val_seconds = time.perf_counter() - started
@@ -29,7 +29,8 @@ def finish_epoch(plan: Plan, state: State) -> None:
     state.keep_signs(now)
     measured, costs = state.measures.row(flips), state.measures.costs(result["count"])  # every rank takes part
     firing = {"firing": measured["firing/total"]} if "firing/total" in measured else {}
-    speed = {"images_per_second": state.images / state.seconds} if state.seconds else {}
+    state.window.between(plan.outside.pulse.lap())
+    speed = _speed(plan, state)
     best = max(result["top1"], state.metrics.get("best_top1", 0.0))
     state.metrics = state.metrics | result | {"best_top1": best, "flips": flips["total"]} | costs | firing | speed
     state.position = replace(state.position, epoch=state.position.epoch + 1, offset=0)
@@ -41,6 +42,14 @@ def finish_epoch(plan: Plan, state: State) -> None:
             f"epoch {state.position.epoch}: val top1 {result['top1']:.4f}  top5 {result['top5']:.4f}  "
             f"loss {result['loss']:.4f}  flips {flips['total']:.4f}"
         )
+
+
+def _speed(plan: Plan, state: State) -> Mapping[str, float]:
+    """How fast this process has been since its first report, the time of this validation included."""
+    if not state.windows:
+        return {}
+    total = state.whole + state.window.over(plan.world)
+    return state.utilisation.speed(total) | total.times()
 
 
 def _validate(plan: Plan, state: State) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -28,8 +30,13 @@ def check_gradients(config: GradientsConfig, network: nn.Module) -> None:
         ) from error
 
 
-def distribute(network: nn.Module, world: World, config: RunConfig) -> tuple[nn.Module, Exchange | None]:
-    """The network as DDP wraps it, and the exchange where it has residuals; the network itself for one rank."""
+def distribute(
+    network: nn.Module, world: World, config: RunConfig, on_phase: Callable[[str], None] = lambda _: None
+) -> tuple[nn.Module, Exchange | None]:
+    """The network as DDP wraps it, and the exchange where it has residuals; the network itself for one rank.
+
+    on_phase: told when the exchange holds up the backward pass, and when that goes on, as in `train_step`.
+    """
     if world.size == 1:
         return network, None
     model = DistributedDataParallel(
@@ -41,7 +48,7 @@ def distribute(network: nn.Module, world: World, config: RunConfig) -> tuple[nn.
     )
     exchange = make_exchange(config.run.gradients, network, rebuilds=not config.run.deterministic)
     if exchange is not None:
-        exchange.register(model)
+        exchange.register(model, on_phase)
     elif config.run.gradients.kind == "bf16":
         # DDP refuses the hook by its name where there is no NCCL; gloo adds bfloat16 up as well
         model.register_comm_hook(None, lambda _, bucket: bf16_compress_hook(_all(), bucket))

@@ -10,21 +10,22 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 EVERY_S = 5.0
-WAITS = ("backward", "gather")  # for other ranks; all other phases are a rank's own work
+WAITS = ("exchange", "gather")  # for other ranks; all other phases are a rank's own work
 _BUSY = ("load", "forward")
 
 
 class Pulse:
-    """The phase of a rank, since when it is in it, and how long its own part of a step takes.
+    """The phase of a rank, since when it is in it, how long its own part of a step takes, and where all time went.
 
     Phases: `start`, and `stage` while the data set is brought to the node; then for each step `load`, `forward`,
-    `backward` (which waits for the other ranks' gradients) and `update`; `report`, `validate`, `commit`; and `gather`,
-    whatever else waits for the other ranks.
+    `backward`, `exchange` (which waits for the other ranks' gradients) and `update`; `report`, `validate`, `commit`; and
+    `gather`, whatever else waits for the other ranks. A rank is always in one of them: their seconds add up to all.
 
     """
 
@@ -34,6 +35,8 @@ class Pulse:
         self._phase, self._since, self._step = "start", clock(), 0
         self._done = self._steps = 0  # by this process, and since the last item
         self._busy = self._spent = 0.0  # seconds: of the steps since the last item, and of the one under way
+        self._seconds: Counter[str] = Counter()  # by phase, without the one under way
+        self._lapped: Counter[str] = Counter()  # what the laps so far had
 
     def phase(self, name: str, step: int | None = None) -> None:
         """The rank begins a phase, of optimiser step `step` (from 1) or the same as before.
@@ -42,6 +45,7 @@ class Pulse:
         """
         with self._lock:
             now = self._clock()
+            self._seconds[self._phase] += now - self._since
             if self._phase in _BUSY:
                 self._spent += now - self._since
             elif self._phase == "update":
@@ -54,11 +58,25 @@ class Pulse:
             self._steps, self._busy = self._steps + 1, self._busy + self._spent
         self._done, self._spent = self._done + 1, 0.0
 
+    def lap(self) -> dict[str, float]:
+        """Seconds by phase since the last lap."""
+        with self._lock:
+            now = self._so_far()
+            lap = {name: seconds - self._lapped[name] for name, seconds in now.items()}
+            self._lapped = now
+            return lap
+
+    def _so_far(self) -> Counter[str]:
+        """Seconds by phase since the process began to count, that under way included."""
+        now = self._seconds.copy()
+        now[self._phase] += self._clock() - self._since
+        return now
+
     def item(self) -> dict[str, Any]:
         """What the rank tells: `since` is the seconds in the phase, `busy` the mean of its own seconds in a step.
 
         `busy` is over the `steps` since the last item; `done` counts all steps of the process, which
-        `life` names among all that the run has had.
+        `life` names among all that the run has had, and `seconds` are all of its time, by phase.
         """
         with self._lock:
             steps, busy = self._steps, self._busy
@@ -74,6 +92,7 @@ class Pulse:
                 "busy": busy / steps if steps else 0.0,
                 "steps": steps,
                 "done": self._done,
+                "seconds": dict(self._so_far()),
             }
 
     @contextmanager

@@ -16,6 +16,7 @@ from pipelines.checkpoints.saver import Saver
 from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader
 from pipelines.loop.measure import Measures
+from pipelines.loop.utilisation import Utilisation
 from pipelines.loop.window import Window
 from pipelines.loop.world import Outside, World
 
@@ -55,6 +56,7 @@ class State:
     optimizer: Optimizer
     criterion: Criterion
     measures: Measures
+    utilisation: Utilisation
     signs: dict[str, Tensor]  # as of the last validation
     exchange: Exchange | None = None  # of gradients, where it has residuals
     saver: Saver | None = None  # of the rank that writes
@@ -63,8 +65,7 @@ class State:
     metrics: dict[str, float] = field(default_factory=dict)
     window: Window = field(default_factory=Window)
     windows: int = 0  # reported by this process; the first holds the compilation of the loader
-    seconds: float = 0.0  # of training steps after the first window, and the images that they took
-    images: float = 0.0
+    whole: Window = field(default_factory=Window)  # all windows after it, over all ranks
     val_seconds: float = 0.0  # of the last validation
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from pipelines.loop.gradients import distribute, is_whole
 from pipelines.loop.keeping import finish, keep, new_saver, save_and_stop
 from pipelines.loop.measure import Measures
 from pipelines.loop.state import Plan, State
+from pipelines.loop.utilisation import Utilisation
 from pipelines.loop.window import Window
 from pipelines.loop.world import Outside, World
 from pipelines.network import build_network, build_optimizer, normalise
@@ -51,6 +52,7 @@ def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_ve
     state = None
     try:
         state = _start(plan)
+        plan.outside.pulse.lap()
         if state.position.epoch:
             _tell(plan, state)  # again: the process that told of it may have been lost before it was heard
         while not plan.is_over(state.position):
@@ -82,14 +84,16 @@ def _start(plan: Plan) -> State:
     optimizer = build_optimizer(network, config.optim)
     criterion = build_criterion(config, network, world.device)
     measures = Measures(network, config, world.sum, world.size)
-    state = State(network, network, optimizer, criterion, measures, signs(network))
+    plan.outside.pulse.phase("gather")
+    utilisation = Utilisation(config.model, world, config.run.precision)
+    state = State(network, network, optimizer, criterion, measures, utilisation, signs(network))
     plan.outside.mark("network")
     _resume(plan, state)
     plan.outside.mark("checkpoint")
     if config.run.compile:
         network.compile()
     plan.outside.pulse.phase("gather")
-    state.model, state.exchange = distribute(network, world, config)
+    state.model, state.exchange = distribute(network, world, config, plan.outside.pulse.phase)
     if world.size == 1 and config.run.gradients.kind != "fp32":
         plan.outside.say(f"run.gradients.kind={config.run.gradients.kind}: one worker has nobody to send gradients to")
     return state
@@ -116,7 +120,7 @@ def _train_epoch(plan: Plan, state: State) -> None:
     state.model.train()
     if state.position.step == plan.total:
         return
-    state.window.restart()
+    state.window.between(plan.outside.pulse.lap())
     mark = plan.outside.pulse.phase
     mark("load", state.position.step + 1)
     for images, labels in plan.train.epoch(state.position.epoch, start_step=state.position.offset):
@@ -124,7 +128,7 @@ def _train_epoch(plan: Plan, state: State) -> None:
         plan.outside.mark("first batch")
         with state.measures.step(ends_epoch=_ends_epoch(plan, state.position)):
             result = _step(plan, state, images, labels)
-        state.window.add(result, len(labels))
+        state.window.add(result, len(labels), state.utilisation.flops(images))
         state.position = _next(state.position)
         plan.outside.mark("first step")
         done = state.position.step
@@ -220,20 +224,23 @@ def _next(position: Position) -> Position:
 def _report(plan: Plan, state: State) -> None:
     """Log and show the window, and open the next one."""
     window, state.window = state.window, Window()
-    window.pause()
+    window.train(plan.outside.pulse.lap())
     plan.outside.pulse.phase("gather")
-    loss, correct, images = plan.world.sum([window.loss, window.correct, window.images])
+    window = window.over(plan.world)
     plan.outside.pulse.phase("report")
     state.windows += 1
     if state.windows > 1 or state.position.step == plan.total:
-        state.seconds, state.images = state.seconds + window.seconds, state.images + images
+        state.whole += window
     if not plan.is_main:
         return
-    speed, step = images / window.seconds, state.position.step
-    row = {"loss": loss / images, "top1": correct / images, "images_per_second": speed}
-    plan.outside.log({f"train/{key}": value for key, value in row.items()} | {"optim/lr": _rate(plan, step - 1)}, step)
+    step = state.position.step
+    row = {"loss": window.loss / window.images, "top1": window.correct / window.images}
+    row |= state.utilisation.speed(window)
+    plan.outside.log(
+        {f"train/{key}": value for key, value in row.items()} | window.times() | {"optim/lr": _rate(plan, step - 1)}, step
+    )
     where = {"epoch": state.position.epoch + 1, "epochs": plan.config.optim.epochs, "step": step, "total": plan.total}
-    plan.outside.progress(row | where | {"eta": _seconds_left(plan, state, speed)})
+    plan.outside.progress(row | where | {"eta": _seconds_left(plan, state, row["images_per_second"])})
 
 
 def _seconds_left(plan: Plan, state: State, speed: float) -> float:

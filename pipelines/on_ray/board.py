@@ -154,5 +154,6 @@ def describe(item: Item) -> str:
     """A progress item as one plain line."""
     return (
         f"epoch {item['epoch']}/{item['epochs']}  step {item['step']}/{item['total']}  loss {item['loss']:.4f}  "
-        f"top1 {item['top1']:.3f}  {item['images_per_second']:.0f} images/s  ETA {clock(item['eta'])}"
+        f"top1 {item['top1']:.3f}  {item['images_per_second']:.0f} images/s  mfu {item['mfu']:.2f}  "
+        f"ETA {clock(item['eta'])}"
     )

@@ -27,7 +27,7 @@ _ALL_STUCK_S = 90.0
 _STORING_S = 600.0  # in the place of all three while a rank stores a checkpoint
 _FORGOTTEN_S = 300.0  # a silent rank, once others have come to life since
 _SLOW, _NOISE_S = 5.0, 0.005  # times the others' median; what is below the noise is not slow
-_STEP_ORDER = ("load", "forward", "backward", "update")
+_STEP_ORDER = ("load", "forward", "backward", "exchange", "update")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Watchdog:
         windows, born = (before.busy, before.born) if before else ((), now)
         if pulse["steps"]:
             windows = (*windows, pulse["busy"])[-2:]
-        told = {key: value for key, value in pulse.items() if key not in ("busy", "steps")}
+        told = {key: value for key, value in pulse.items() if key not in ("busy", "steps", "seconds")}
         self._beats[rank] = Beat(**told, at=now, busy=windows, born=born)
 
     def look(self) -> None:

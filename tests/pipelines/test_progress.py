@@ -16,6 +16,7 @@ ITEM = {
     "loss": 0.5,
     "top1": 0.25,
     "images_per_second": 1234.5,
+    "mfu": 0.314,
     "eta": 61,
 }
 
@@ -29,7 +30,7 @@ def test_clock(seconds, text):
 
 def test_a_plain_line_says_where_the_run_is():
     line = board.describe(ITEM)
-    assert line == "epoch 1/2  step 5/9  loss 0.5000  top1 0.250  1234 images/s  ETA 0:01:01"
+    assert line == "epoch 1/2  step 5/9  loss 0.5000  top1 0.250  1234 images/s  mfu 0.31  ETA 0:01:01"
 
 
 class _Terminal(io.StringIO):

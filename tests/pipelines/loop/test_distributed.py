@@ -65,6 +65,7 @@ def test_three_ranks_with_unequal_slices_resume_byte_for_byte(launch, tmp_path):
     metrics = launch(3, tmp_path / "straight", **sections)
     assert [row["count"] for row in metrics] == [21, 21, 21]
     assert metrics[0] == metrics[1] == metrics[2]
+    assert metrics[0]["time/exchange"] > 0
     every = {"checkpoint": {"every": 4}}
     launch(3, tmp_path / "cut", die_after=1, **sections, **every)
     launch(3, tmp_path / "cut", **sections, **every)
@@ -75,7 +76,8 @@ def test_three_ranks_with_unequal_slices_resume_byte_for_byte(launch, tmp_path):
 def test_what_is_not_sent_yet_survives_a_kill(launch, tmp_path, kind):
     """A checkpoint is due after each step, and waits for one that sends all; where none is, nothing changes."""
     run = {"gradients": {"kind": kind, "start": 0, "whole_every": 3}}
-    launch(2, tmp_path / "straight", optim={"epochs": 2}, run=run)
+    metrics = launch(2, tmp_path / "straight", optim={"epochs": 2}, run=run)
+    assert metrics[0]["time/exchange"] > 0
     often = {"optim": {"epochs": 2}, "run": run, "checkpoint": {"every": 1}}
     launch(2, tmp_path / "cut", die_after=1, **often)
     launch(2, tmp_path / "cut", **often)

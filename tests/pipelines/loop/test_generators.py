@@ -15,6 +15,7 @@ from pipelines.loop.worker import run
 from pipelines.loop.world import Outside, World
 from pipelines.network import build_network
 from pipelines.storage import open_store
+from tests.timings import without_timings
 
 
 def _draws(seed, step, rank):
@@ -75,9 +76,7 @@ def train(tiny_tree, tmp_path, monkeypatch):
                 run(config, alone, outside, Path(config.data.uri), "test")
         else:
             run(config, alone, outside, Path(config.data.uri), "test")
-        return {
-            step: {key: value for key, value in row.items() if "per_second" not in key} for step, row in rows.items()
-        }
+        return {step: without_timings(row) for step, row in rows.items()}
 
     return call
 

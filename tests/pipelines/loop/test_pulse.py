@@ -60,6 +60,18 @@ def test_what_is_not_part_of_a_step_does_not_count(clock):
     assert pulse.item()["busy"] == 0.75
 
 
+def test_laps_hold_every_second_once(clock):
+    pulse = Pulse(0, clock)
+    clock.now += 4.0
+    assert pulse.lap() == {"start": 4.0}
+    _steps(pulse, clock, *STEP, step=2)
+    clock.now += 1.0
+    assert {name: seconds for name, seconds in pulse.lap().items() if seconds} == dict(STEP) | {"load": 1.5}
+    clock.now += 2.0
+    assert pulse.lap()["load"] == 2.0
+    assert pulse.item()["seconds"] == dict(STEP) | {"start": 4.0, "load": 3.5}
+
+
 def test_a_phase_marked_anew_has_moved(clock):
     pulse = Pulse(0, clock)
     pulse.phase("validate", 5)

@@ -16,7 +16,7 @@ from pipelines.data.beton import BetonReader
 from pipelines.data.mixing import draw_mixes
 from pipelines.data.plan import training_ids
 from pipelines.loop import worker
-from pipelines.loop.window import Window
+from pipelines.loop.window import PHASES, Window
 from pipelines.loop.worker import run
 from pipelines.loop.world import Outside, World
 from pipelines.storage import open_store
@@ -61,6 +61,7 @@ def test_it_learns_logs_and_commits(tiny_config, tmp_path):
     assert all(_counted(rows[16], f"{kind}/") == layers + 1 for kind in ("flips", "flips_log", "flips_per_step"))
     assert _counted(rows[16], "weights/mean_abs/") == _counted(rows[16], "weights/beyond_one/") == layers + 1
     assert 0 < rows[16]["firing/total"] < 1
+    _check_speed(metrics, rows)
     assert len(epochs) == 4
     assert [{"sops", "macs", "energy_mj/horowitz_45nm"} <= epoch.keys() for epoch in epochs] == [False] * 3 + [True]
     assert rows[16]["cost/sops"] == metrics["sops"] == _final(tmp_path / "a").metrics["sops"] > 0
@@ -71,6 +72,21 @@ def test_it_learns_logs_and_commits(tiny_config, tmp_path):
     committed = checkpoints.committed(open_store(str(tmp_path / "a")))
     assert committed[-1] == "attempt-0001-step-000000016"
     assert set(committed) <= {f"attempt-0001-step-{4 * i:09d}" for i in (1, 2, 3, 4)}
+
+
+def _check_speed(metrics, rows):
+    """Phases are all of a window's time: without what an epoch's end takes, an image's share of a step of 12."""
+    for row in rows.values():
+        assert _counted(row, "time/") == len(PHASES)
+        training = sum(row[f"time/{name}"] for name in PHASES if name not in ("commit", "validate"))
+        assert training <= 12 / row["train/images_per_second"] <= training + row["time/commit"] + 1e-9
+        assert row["train/mfu"] > 0
+        assert row["time/forward"] > 0 < row["time/backward"]
+        assert row["time/exchange"] == 0
+    assert rows[4]["time/validate"] == 0 < rows[6]["time/validate"]
+    assert metrics["mfu"] > 0 < metrics["images_per_second"]
+    assert _counted(metrics, "time/") == len(PHASES)
+    assert metrics["time/validate"] > 0
 
 
 def test_a_share_of_the_images_makes_short_epochs_and_is_validated_on_all(tiny_tree, tmp_path):
@@ -217,7 +233,7 @@ def test_every_image_is_in_a_reported_window(tiny_tree, tmp_path, monkeypatch):
     """Windows span epochs: 4 steps an epoch, a report every 3, and 15 steps in all."""
     seen, real = [], Window.add
     monkeypatch.setattr(
-        Window, "add", lambda self, result, images: (seen.append(result["loss"]), real(self, result, images))
+        Window, "add", lambda self, result, *counts: (seen.append(result["loss"]), real(self, result, *counts))
     )
     _, rows, _, _ = _run(_changed(tiny_tree, run={"log_every": 3}, optim={"max_steps": 15}), tmp_path / "a")
     windows = [rows[step]["train/loss"] for step in (3, 6, 9, 12, 15)]

@@ -7,7 +7,7 @@ from pipelines.on_ray.watchdog import RESTART, TAG, Beat, Watchdog, judge
 NOW = 1000.0
 
 
-def _beat(rank, phase="backward", since=1.0, *, step=7, done=6, age=2.0, busy=()):
+def _beat(rank, phase="exchange", since=1.0, *, step=7, done=6, age=2.0, busy=()):
     return Beat(rank, f"host{rank}", 100 + rank, step, phase, since, done, NOW - age, busy)
 
 
@@ -114,7 +114,7 @@ class _Stage:
             self.dog.look()
 
 
-def _pulse(rank, *, phase="backward", since=1.0, pid=None, busy=0.1, steps=3):
+def _pulse(rank, *, phase="exchange", since=1.0, pid=None, busy=0.1, steps=3):
     own = {"rank": rank, "host": "h", "pid": pid or 100 + rank, "life": f"{rank}-{pid}"}
     return own | {"step": 9, "phase": phase, "since": since, "busy": busy, "steps": steps, "done": 8}
 
