@@ -59,9 +59,9 @@ def train_step(
         criterion: the loss.
         loss_weight: multiplies the loss for the gradient only; ranks with unequal slices of a global batch weigh
             theirs by `len(slice) * world / len(batch)`, so that averaged gradients are those of the whole batch.
-        on_phase: called with `forward`, `backward` and `update` as each begins, and under DDP with `exchange` in between,
-            when this rank's gradients are computed: it waits for the other ranks', and the look at them ends it. What
-            DDP sends before that costs no time of its own and is in `backward`.
+        on_phase: called with `forward`, `backward` and `update` as each begins, and under DDP with `exchange` before
+            the last, when this rank's gradients are computed: it waits for the other ranks', and the look at them ends
+            it. What DDP sends beside the backward pass costs no time of its own, and is in `backward`.
 
     Returns:
         `loss` (mean over the batch) and `correct` (images whose mean logits are right: name the largest share's class).

@@ -114,7 +114,7 @@ def _publish_figures(client: MlflowClient, run_id: str) -> None:
     measured = client.get_run(run_id).data.metrics
     rows = tracking.history(client, run_id, ["train/loss", "train/top1", "val/loss", "val/top1"])
     tracking.log_figure(client, run_id, figures.curves(rows), "curves")
-    for name, (draw, prefix) in figures.LAYERED.items():
+    for name, (draw, prefix) in figures.BY_PREFIX.items():
         keys = [key for key in measured if key.startswith(prefix)]
         if keys:
             tracking.log_figure(client, run_id, draw(tracking.history(client, run_id, keys)), name)

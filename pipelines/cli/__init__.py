@@ -23,6 +23,7 @@ from pipelines.cli import (
     data,
     export,
     models,
+    operators,
     runs,
     services,
     tune,
@@ -40,6 +41,8 @@ _LONGEST = 200  # characters of a path in a message
 def agmm() -> None:
     """Train, track and ship binary spiking neural networks: 1-bit weights, 0/1 spikes."""
 
+
+cluster.cluster.add_command(operators.dashboard)
 
 for _command in (
     services.up,

@@ -9,7 +9,7 @@ from pipelines.checkpoints.saver import Saver
 from pipelines.errors import Stopped
 from pipelines.loop.state import Plan, State
 
-_TAG = "agmm.checkpoint"
+ATTEMPT_TAG, CHECKPOINT_TAG = "agmm.attempt", "agmm.checkpoint"
 
 
 def new_saver(plan: Plan, attempt: Attempt) -> Saver:
@@ -18,11 +18,11 @@ def new_saver(plan: Plan, attempt: Attempt) -> Saver:
 
     def failed(why: str) -> None:
         outside.say(why)
-        outside.tag(_TAG, why)
+        outside.tag(CHECKPOINT_TAG, why)
 
     def saved(name: str) -> None:
         outside.say(f"checkpoint {outside.store.uri}/{name}")
-        outside.tag(_TAG, name)
+        outside.tag(CHECKPOINT_TAG, name)
 
     return Saver(attempt, keep=config.keep, max_age_s=config.max_age, on_saved=saved, on_failure=failed)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 EVERY_S = 5.0
 WAITS = ("exchange", "gather")  # for other ranks; all other phases are a rank's own work
+CACHE_BYTES = "cache_bytes"  # a note: what the cache of staged data sets takes on the rank's node
 _BUSY = ("load", "forward")
 
 
@@ -24,8 +25,8 @@ class Pulse:
     """The phase of a rank, since when it is in it, how long its own part of a step takes, and where all time went.
 
     Phases: `start`, and `stage` while the data set is brought to the node; then for each step `load`, `forward`,
-    `backward`, `exchange` (which waits for the other ranks' gradients) and `update`; `report`, `validate`, `commit`; and
-    `gather`, whatever else waits for the other ranks. A rank is always in one of them: their seconds add up to all.
+    `backward`, `exchange` (which waits for the other ranks' gradients) and `update`; `report`, `validate`, `commit`;
+    and `gather`, whatever else waits for the other ranks. A rank is always in one of them: their seconds are all.
 
     """
 
@@ -35,6 +36,7 @@ class Pulse:
         self._phase, self._since, self._step = "start", clock(), 0
         self._done = self._steps = 0  # by this process, and since the last item
         self._busy = self._spent = 0.0  # seconds: of the steps since the last item, and of the one under way
+        self.notes: dict[str, float] = {}  # what else it tells, by name
         self._seconds: Counter[str] = Counter()  # by phase, without the one under way
         self._lapped: Counter[str] = Counter()  # what the laps so far had
 
@@ -93,6 +95,7 @@ class Pulse:
                 "steps": steps,
                 "done": self._done,
                 "seconds": dict(self._so_far()),
+                "notes": dict(self.notes),
             }
 
     @contextmanager

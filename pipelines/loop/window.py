@@ -15,7 +15,7 @@ PHASES = ("load", "forward", "backward", "exchange", "update", "commit", "valida
 class Window:
     """Sums over the steps since the last report; it may span epochs.
 
-    Seconds are of `Pulse.lap`: each belongs to one phase, and `seconds` are those of training, without the epochs' ends.
+    Seconds are of `Pulse.lap`: each belongs to one phase, and `seconds` are training's, without the epochs' ends.
     """
 
     loss: float = 0.0

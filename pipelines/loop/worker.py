@@ -24,7 +24,7 @@ from pipelines.faults import fault_point
 from pipelines.loop.epoch_end import finish_epoch
 from pipelines.loop.generators import seed_generators
 from pipelines.loop.gradients import distribute, is_whole
-from pipelines.loop.keeping import finish, keep, new_saver, save_and_stop
+from pipelines.loop.keeping import ATTEMPT_TAG, finish, keep, new_saver, save_and_stop
 from pipelines.loop.measure import Measures
 from pipelines.loop.state import Plan, State
 from pipelines.loop.utilisation import Utilisation
@@ -106,6 +106,7 @@ def _resume(plan: Plan, state: State) -> None:
         attempt = claim(store, plan.outside.session)
         name = newest_usable(store, plan.outside.say)
         state.saver = new_saver(plan, attempt)
+        plan.outside.tag(ATTEMPT_TAG, str(attempt.number))
     plan.outside.pulse.phase("gather")
     name = plan.world.share(name)
     plan.outside.pulse.phase("start")
@@ -237,7 +238,8 @@ def _report(plan: Plan, state: State) -> None:
     row = {"loss": window.loss / window.images, "top1": window.correct / window.images}
     row |= state.utilisation.speed(window)
     plan.outside.log(
-        {f"train/{key}": value for key, value in row.items()} | window.times() | {"optim/lr": _rate(plan, step - 1)}, step
+        {f"train/{key}": value for key, value in row.items()} | window.times() | {"optim/lr": _rate(plan, step - 1)},
+        step,
     )
     where = {"epoch": state.position.epoch + 1, "epochs": plan.config.optim.epochs, "step": step, "total": plan.total}
     plan.outside.progress(row | where | {"eta": _seconds_left(plan, state, row["images_per_second"])})

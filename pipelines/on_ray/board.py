@@ -52,6 +52,16 @@ class Board:
         else:
             self.fail(item["failed"])
 
+    def listen(self, kind: str, listener: Callable[[Item], None]) -> None:
+        """Have one more listener hear a kind of item, after those that do."""
+        before = self.listeners.get(kind, lambda _: None)
+
+        def both(item: Item) -> None:
+            before(item)
+            listener(item)
+
+        self.listeners[kind] = both
+
     def fail(self, reason: str) -> None:
         """End the run, from any thread of the driver; the first reason counts."""
         if not self.failure:

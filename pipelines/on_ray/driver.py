@@ -18,6 +18,7 @@ from pipelines.errors import ServiceError, UserError, failure_of
 from pipelines.home import default_store, home
 from pipelines.on_ray import board
 from pipelines.on_ray.causes import cause
+from pipelines.on_ray.metrics import Operators, ray_metrics
 from pipelines.on_ray.watchdog import Watchdog
 from pipelines.on_ray.work import Work
 from pipelines.progress import Say
@@ -79,6 +80,7 @@ def fit(
             board.shown(watched, steps),
             _watchdog(watched, run.journal),
         ):
+            _tell_operators(watched, run.id, config.name)
             return _fit(config, run.id, folder, watched, say, worker)
     except (KeyboardInterrupt, SystemExit) as ended:  # a signal before Ray Train runs may come as a SystemExit
         if watched.failure:  # the board's own interrupt, see `board`
@@ -91,8 +93,14 @@ def _watchdog(watched: board.Board, journal: Journal) -> AbstractContextManager[
         board.send(watched.queue, {"say": line})  # a progress bar may be there, so the board draws it
 
     dog = Watchdog(say, journal.tag)
-    watched.listeners["pulse"] = dog.take
+    watched.listen("pulse", dog.take)
     return dog.watching()
+
+
+def _tell_operators(watched: board.Board, run_id: str, recipe: str) -> None:
+    operators = Operators(ray_metrics(run_id, recipe))
+    for kind, listener in (("metrics", operators.row), ("tag", operators.tag), ("pulse", operators.pulse)):
+        watched.listen(kind, listener)
 
 
 def _fit(

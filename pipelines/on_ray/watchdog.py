@@ -201,7 +201,7 @@ class Watchdog:
         windows, born = (before.busy, before.born) if before else ((), now)
         if pulse["steps"]:
             windows = (*windows, pulse["busy"])[-2:]
-        told = {key: value for key, value in pulse.items() if key not in ("busy", "steps", "seconds")}
+        told = {key: value for key, value in pulse.items() if key not in ("busy", "steps", "seconds", "notes")}
         self._beats[rank] = Beat(**told, at=now, busy=windows, born=born)
 
     def look(self) -> None:

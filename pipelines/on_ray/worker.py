@@ -6,10 +6,11 @@ import os
 from functools import partial
 from typing import Any
 
+from pipelines.data import cache
 from pipelines.data.staging import staged
 from pipelines.errors import Fenced
 from pipelines.faults import fault_point
-from pipelines.loop.pulse import Pulse
+from pipelines.loop.pulse import CACHE_BYTES, Pulse
 from pipelines.loop.worker import run
 from pipelines.loop.world import Outside, World
 from pipelines.on_ray import board
@@ -78,6 +79,8 @@ def train_rank(work: Work, world: World, **more: Any) -> dict[str, float]:
     with outside.pulse.beating(tell):
         outside.pulse.phase("stage")
         folder = staged(str(work.config.data.uri), str(work.folder), say=lambda line: tell({"say": line}))
+        if folder.parent == cache.cache_dir():
+            outside.pulse.notes[CACHE_BYTES] = sum(entry.allocated for entry in cache.entries(folder.parent))
         outside.pulse.phase("start")
         return run(work.config, world, outside, folder, work.code_version)
 

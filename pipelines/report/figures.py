@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from pipelines.loop.window import PHASES
 
 Rows = list[tuple[int, float]]
 
@@ -39,6 +42,25 @@ def flips(history: Mapping[str, Rows]) -> Figure:
     axes.set_yscale("log" if lowest > 0 else "linear")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def phases(history: Mapping[str, Rows]) -> Figure:
+    """Seconds of a step by phase, stacked in their order, over optimiser steps; and their shares in the mean."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    areas, shares = figure.subplots(1, 2, width_ratios=[3, 1])
+    steps = [step for step, _ in history[f"time/{PHASES[0]}"]]
+    seconds = {name: [value for _, value in history[f"time/{name}"]] for name in PHASES}
+    means = {name: sum(values) / len(values) for name, values in seconds.items()}
+    whole = sum(means.values()) or 1.0
+    colours = [colormaps["tab10"](index) for index in range(len(PHASES))]
+    areas.stackplot(steps, list(seconds.values()), labels=list(seconds), colors=colours, step="pre")
+    areas.set(xlabel="optimiser step", ylabel="seconds a step", ylim=(0, None))
+    areas.legend(fontsize=7, ncols=2, loc="upper right")
+    bars = shares.barh(list(means), [mean / whole for mean in means.values()], color=colours)
+    shares.bar_label(bars, [f"{mean / whole:.1%}" for mean in means.values()], fontsize=7, padding=2)
+    shares.set(xlabel="share of the time", xlim=(0, 1))
+    shares.invert_yaxis()
     return figure
 
 
@@ -119,5 +141,10 @@ def _line(axes, rows: Rows, label: str, **style) -> None:  # type: ignore[no-unt
     axes.plot([step for step, _ in rows], [value for _, value in rows], marker=".", label=label, **style)
 
 
-# figures by layer: what draws them, from the metrics with which prefix
-LAYERED = {"flips": (flips, "flips/"), "firing": (firing, "firing/"), "gradients": (gradients, "gradients/variance/")}
+# what draws a figure, from the metrics with which prefix
+BY_PREFIX = {
+    "phases": (phases, "time/"),
+    "flips": (flips, "flips/"),
+    "firing": (firing, "firing/"),
+    "gradients": (gradients, "gradients/variance/"),
+}

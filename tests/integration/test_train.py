@@ -74,7 +74,7 @@ def test_a_killed_worker_does_not_end_the_run(recipe, tmp_path):
     steps = [metric.step for metric in client.get_metric_history(result["run_id"], "val/top1")]
     assert sorted(set(steps)) == list(range(12, 97, 12))
     artifacts = {item.path for item in client.list_artifacts(result["run_id"], "figures")}
-    assert artifacts == {f"figures/{name}.png" for name in ("curves", "flips", "firing", "gradients")}
+    assert artifacts == {f"figures/{name}.png" for name in ("curves", "phases", "flips", "firing", "gradients")}
 
 
 def test_interrupted_then_resumed(recipe, tmp_path):
