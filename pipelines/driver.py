@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from pipelines.data.staging import data_folder
 from pipelines.errors import ServiceError
 from pipelines.home import data_address, default_store, home
 from pipelines.loop.gradients import check_gradients
+from pipelines.loop.profile import PROFILES
 from pipelines.network import build_network, build_optimizer
 from pipelines.on_ray import driver as ray_driver
 from pipelines.progress import Say
@@ -52,6 +54,7 @@ def train(config: RunConfig, *, resume: bool, say: Say) -> dict[str, Any]:
         _wait_for_tracking(config, run.journal, store)
         with tracking.explained(str(config.tracking.uri)):
             _publish_figures(client, run.id)
+            _publish_profiles(client, run.id, store)
             uri = registry.publish(client, config, manifest, run.id, store, config.tracking.register_as, say=say)
     newest = checkpoints.committed(store)[-1]
     return {**metrics, "run_id": run.id, "model": uri, "checkpoint": f"{store.uri}/{newest}"}
@@ -107,6 +110,15 @@ def _wait_for_tracking(config: RunConfig, journal: Journal, store: Store) -> Non
             f"{_TRACKING_WAIT_S / 60:.0f} minutes. The last checkpoint is in {store.uri}. When MLflow answers again, "
             "the same command with --resume registers the model."
         )
+
+
+def _publish_profiles(client: MlflowClient, run_id: str, store: Store) -> None:
+    """Log what workers have traced."""
+    with tempfile.TemporaryDirectory() as folder:
+        for key in store.keys(PROFILES):
+            path = Path(folder, key.removeprefix(PROFILES))
+            store.get(key, path)
+            client.log_artifact(run_id, str(path), PROFILES.rstrip("/"))
 
 
 def _publish_figures(client: MlflowClient, run_id: str) -> None:

@@ -16,6 +16,7 @@ from pipelines.config.data import DataConfig as DataConfig
 from pipelines.config.data import MixConfig as MixConfig
 from pipelines.config.execution import CheckpointConfig, ExecutionConfig, TrackingConfig
 from pipelines.config.execution import GradientsConfig as GradientsConfig
+from pipelines.config.execution import ProfileConfig as ProfileConfig
 from pipelines.config.model import ModelConfig as ModelConfig
 from pipelines.config.search import TuneConfig as TuneConfig
 from pipelines.config.section import NAME, Section, parse_section

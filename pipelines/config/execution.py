@@ -27,6 +27,14 @@ class GradientsConfig(Section):
     )
 
 
+class ProfileConfig(Section):
+    """A trace of some training steps, by torch.profiler."""
+
+    steps: int = Field(0, ge=0, le=1000, description="to trace; 0: none. They are slower, and a trace takes memory")
+    after: int = Field(10, ge=1, description="steps of a worker's process that come before; the first compiles")
+    ranks: Literal["first", "all"] = Field("first", description="whose steps: rank 0's, or each one's")
+
+
 class ExecutionConfig(Section):
     """Where and how the run executes."""
 
@@ -57,6 +65,7 @@ class ExecutionConfig(Section):
         description="validations in which SOPs and MACs are counted, and energy with them: the last, or each epoch's. "
         "Of a compiled network none: it passes no hooks, by which they are counted",
     )
+    profile: ProfileConfig = ProfileConfig()
     log_every: int = Field(20, ge=1, description="steps between progress lines and training metrics")
 
     @field_validator("workers", mode="before")

@@ -16,6 +16,7 @@ from pipelines.checkpoints.saver import Saver
 from pipelines.config import RunConfig
 from pipelines.data.loaders import BatchLoader
 from pipelines.loop.measure import Measures
+from pipelines.loop.profile import Profiler
 from pipelines.loop.utilisation import Utilisation
 from pipelines.loop.window import Window
 from pipelines.loop.world import Outside, World
@@ -57,6 +58,7 @@ class State:
     criterion: Criterion
     measures: Measures
     utilisation: Utilisation
+    profiler: Profiler
     signs: dict[str, Tensor]  # as of the last validation
     exchange: Exchange | None = None  # of gradients, where it has residuals
     saver: Saver | None = None  # of the rank that writes
@@ -75,6 +77,12 @@ class State:
     def settled(self) -> bool:
         """Whether a checkpoint tells all: no rank has gradients left that it has not sent."""
         return self.exchange is None or self.exchange.settled
+
+    def close(self) -> None:
+        """End what works beside the loop."""
+        self.profiler.close()
+        if self.saver is not None:
+            self.saver.close()
 
     def keep_signs(self, signs: dict[str, Tensor]) -> None:
         """Set the signs that the next flips are counted from; packed here, not at every checkpoint."""

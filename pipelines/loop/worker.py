@@ -26,6 +26,7 @@ from pipelines.loop.generators import seed_generators
 from pipelines.loop.gradients import distribute, is_whole
 from pipelines.loop.keeping import ATTEMPT_TAG, finish, keep, new_saver, save_and_stop
 from pipelines.loop.measure import Measures
+from pipelines.loop.profile import Profiler
 from pipelines.loop.state import Plan, State
 from pipelines.loop.utilisation import Utilisation
 from pipelines.loop.window import Window
@@ -61,8 +62,8 @@ def run(config: RunConfig, world: World, outside: Outside, folder: Path, code_ve
             _end_epoch(plan, state)
         return state.metrics
     finally:
-        if state is not None and state.saver is not None:
-            state.saver.close()
+        if state is not None:
+            state.close()
         plan.train.close()
         plan.val.close()
 
@@ -86,7 +87,8 @@ def _start(plan: Plan) -> State:
     measures = Measures(network, config, world.sum, world.size)
     plan.outside.pulse.phase("gather")
     utilisation = Utilisation(config.model, world, config.run.precision)
-    state = State(network, network, optimizer, criterion, measures, utilisation, signs(network))
+    profiler = Profiler(config.run.profile, world, plan.outside)
+    state = State(network, network, optimizer, criterion, measures, utilisation, profiler, signs(network))
     plan.outside.mark("network")
     _resume(plan, state)
     plan.outside.mark("checkpoint")
@@ -131,6 +133,7 @@ def _train_epoch(plan: Plan, state: State) -> None:
             result = _step(plan, state, images, labels)
         state.window.add(result, len(labels), state.utilisation.flops(images))
         state.position = _next(state.position)
+        state.profiler.step(state.position.step)
         plan.outside.mark("first step")
         done = state.position.step
         if done % plan.config.run.log_every == 0 or done == plan.total:
