@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pipelines import logs
+
 _LINE_EVERY_S = 10.0
 
 Say = Callable[[str], None]  # tell the person who watches
@@ -21,7 +23,7 @@ class Progress:
         self.done = 0
         self._total, self._label, self._unit = total, label, unit
         self._started = self._said = time.monotonic()
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and not logs.as_json()
         self._bar = tqdm(total=total or None, desc=label, unit=unit, unit_scale=unit == "B") if terminal else None
 
     def advance(self, amount: int = 1) -> None:
@@ -43,8 +45,7 @@ class Progress:
             unit_scale=self._unit == "B",
             ncols=100,
         )
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        logs.line(line)
 
     def __enter__(self) -> Progress:
         return self

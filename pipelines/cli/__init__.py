@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import click
 
+from pipelines import logs
 from pipelines.cli import (
     benchmarks,
     benchmarks_distributed,
@@ -115,7 +116,7 @@ def _expected(error: Exception) -> int:
 
     ours = (errors.UserError, errors.ServiceError, errors.Refused)
     if isinstance(error, (*ours, cluster_errors.UserError, cluster_errors.ServiceError)):
-        say(f"Error: {redacted(str(error))}")
+        logs.line(f"Error: {redacted(str(error))}", level="ERROR")
         return error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         say(f"Error: {error.strerror}: {str(error.filename)[:_LONGEST]}. Give another path.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import click
+
+from pipelines import logs
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
@@ -14,8 +15,7 @@ SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="C
 
 def say(line: str) -> None:
     """Tell the person at the terminal, if there is one who can be told: what is said is never worth the work."""
-    with suppress(OSError):
-        click.echo(line, err=True)
+    logs.line(line)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

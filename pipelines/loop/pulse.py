@@ -60,6 +60,11 @@ class Pulse:
             self._steps, self._busy = self._steps + 1, self._busy + self._spent
         self._done, self._spent = self._done + 1, 0.0
 
+    @property
+    def step(self) -> int:
+        """The optimiser step that was begun last, from 1."""
+        return self._step
+
     def lap(self) -> dict[str, float]:
         """Seconds by phase since the last lap."""
         with self._lock:

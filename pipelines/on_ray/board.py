@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import click
 from tqdm import tqdm
 
+from pipelines import logs
 from pipelines.on_ray.desk import beside_me
 from pipelines.progress import clock
 
@@ -124,7 +124,7 @@ def _take(watched: Board, item: Item, draw: Callable[[Item], None]) -> None:
         watched.take(item, draw)
     except Exception as error:  # noqa: BLE001, of whatever kind
         with suppress(*_CANNOT_DRAW):
-            click.echo(f"what a worker told was lost: {type(error).__name__}: {error}", err=True)
+            logs.line(f"what a worker told was lost: {type(error).__name__}: {error}", level="ERROR")
 
 
 @contextmanager
@@ -141,13 +141,13 @@ def _canvas(total: int) -> Iterator[Callable[[Item], None]]:
 def _open_bar(total: int) -> tqdm[Any] | None:
     """A bar where stderr is a terminal that can be written to."""
     with suppress(*_CANNOT_DRAW):
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not logs.as_json():
             return tqdm(total=total, bar_format=_BAR, desc="workers start", dynamic_ncols=True, file=sys.stderr)
     return None
 
 
 def _print(item: Item) -> None:
-    click.echo(item.get("say") or describe(item), err=True)
+    logs.line(item.get("say") or describe(item), **{key: value for key, value in item.items() if key != "say"})
 
 
 def _advance(bar: tqdm[Any], item: Item) -> None:

@@ -16,6 +16,7 @@ from pipelines.loop.world import Outside, World
 from pipelines.on_ray import board
 from pipelines.on_ray.causes import brief, foreseen
 from pipelines.on_ray.desk import Ear
+from pipelines.on_ray.rank_log import RankLog
 from pipelines.on_ray.startup import Startup, describe
 from pipelines.on_ray.work import Work
 from pipelines.storage import open_store
@@ -65,14 +66,16 @@ def train_rank(work: Work, world: World, **more: Any) -> dict[str, float]:
     """Join the services to the loop for one rank; `more` are further fields of its `Outside`, `on_epoch` at least."""
     if work.config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    tell = partial(board.send, work.queue)
+    pulse = Pulse(world.rank)
+    log = RankLog(work.run_id, world.rank, pulse)
+    tell = log.listening(partial(board.send, work.queue))
     outside = Outside(
         store=open_store(f"{work.config.checkpoint.uri}/{work.run_id}", proven=True),  # by the driver
         log=partial(_log, work.queue),
         progress=tell,
         session=work.session,
         tag=lambda key, value: tell({"tag": key, "value": value}),
-        pulse=Pulse(world.rank),
+        pulse=pulse,
         **more,
     )
     outside.mark("services")
@@ -82,7 +85,11 @@ def train_rank(work: Work, world: World, **more: Any) -> dict[str, float]:
         if folder.parent == cache.cache_dir():
             outside.pulse.notes[CACHE_BYTES] = sum(entry.allocated for entry in cache.entries(folder.parent))
         outside.pulse.phase("start")
-        return run(work.config, world, outside, folder, work.code_version)
+        try:
+            return run(work.config, world, outside, folder, work.code_version)
+        except Exception:
+            log.exception("stopped")
+            raise
 
 
 def _listening(desk: Any, world: World, tell: Any) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class LiveView:
             if self._live is not None:
                 self._console.print(line, markup=False)
             else:
-                click.echo(line, err=True)
+                logs.line(line)
 
     def draw(self, standing: Callable[[], Standing]) -> None:
         """Draw it anew, unless that was done a moment ago."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
+from pipelines import logs
 from pipelines.checkpoints.checkpoint import sha256_of
 from pipelines.config import RunConfig, config_differences, parse_config
 from pipelines.data.manifest import Manifest
@@ -59,7 +60,7 @@ def tracked(
             with tracking.explained(uri):
                 tracking.reopen_run(client, run_id, tags)
         journal = Journal(run_id, session, uri, say)
-        with _closed(journal):
+        with logs.of_run(run_id), _closed(journal):
             if not resume:
                 with tracking.explained(uri):
                     tracking.describe_run(client, run_id, config, {_CODE: code_version()} | _digests(config, manifest))

@@ -1,6 +1,7 @@
 """The main job through real Ray workers, as a user runs it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -128,8 +129,12 @@ def test_interrupted_then_resumed(recipe, tmp_path):
 def test_a_foreseen_failure_ends_the_run_at_once_with_its_reason(recipe, tmp_path):
     """A restart would meet it again: none is tried, though three are allowed."""
     command = _agmm("train", str(recipe), "--set", "optim.lr=1e30")
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "AGMM_LOG": "json"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert ended.returncode == 1, ended.stderr
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (lines[-1]["level"], "NotFinite" in lines[-1]["message"]) == ("ERROR", True)
+    assert len({line["run_id"] for line in lines if "run_id" in line}) == 1
     assert "NotFinite" in ended.stderr
     assert "on rank" in ended.stderr
     assert "starts again" not in ended.stderr
