@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipelines import logs
 from pipelines.progress import clock
 
 _PLAIN_EVERY_S = 30.0  # without a terminal
