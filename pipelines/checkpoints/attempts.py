@@ -23,7 +23,7 @@ _CLAIMS = "claims/"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One claim. `session` names the driver that it belongs to: restarts of its workers share it."""
+    """One claim. `session` names the driver, with its Ray job before a slash: restarts of its workers share it."""
 
     store: Store
     number: int
@@ -84,4 +84,6 @@ def _numbers(store: Store) -> list[int]:
 
 
 def _who(claim: dict[str, Any]) -> str:
-    return f"process {claim.get('pid', '?')} on {claim.get('host', '?')}, since {claim.get('time', '?')}"
+    job = str(claim.get("session", "")).rpartition("/")[0]
+    process = f"process {claim.get('pid', '?')} on {claim.get('host', '?')}, since {claim.get('time', '?')}"
+    return f"{process}, job {job}" if job else process

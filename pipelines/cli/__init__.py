@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines import logs
 from pipelines.cli import (
     benchmarks,
     benchmarks_distributed,
@@ -23,6 +22,7 @@ from pipelines.cli import (
     cluster,
     data,
     export,
+    jobs,
     models,
     operators,
     runs,
@@ -62,8 +62,8 @@ for _command in (
     export.export,
     export.predict,
     benchmarks.bench,
-    services.submit,
-    services.jobs,
+    jobs.submit,
+    jobs.jobs,
     cluster.cluster,
 ):
     agmm.add_command(_command)

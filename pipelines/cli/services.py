@@ -25,6 +25,14 @@ def use_services() -> None:
     activate(home())
 
 
+def own_head() -> str:
+    """The job server of `agmm up`; empty where none runs."""
+    from cluster.environment import environment
+    from pipelines.home import home
+
+    return environment(home()).get("RAY_API_SERVER_ADDRESS", "")
+
+
 @click.command()
 @click.option("--s3-port", type=int, default=8333, show_default=True)
 @click.option("--mlflow-port", type=int, default=5000, show_default=True)
@@ -84,52 +92,3 @@ def status(exports: bool) -> None:
     table([service.model_dump() for service in found], "nothing is running: `agmm up` starts the services")
     if any(service.state != "running" for service in found):
         sys.exit(1)
-
-
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--address", metavar="URL", help="Job server; default RAY_API_SERVER_ADDRESS or that of `agmm up`.")
-@click.option("--detach", is_flag=True, help="Do not wait for the job.")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def submit(address: str | None, detach: bool, command: tuple[str, ...]) -> int:
-    """Run COMMAND as a Ray job and follow its log: agmm submit -- agmm train RECIPE. The exit code is the job's."""
-    for recipe in (Path(word) for word in command if word.endswith((".yaml", ".yml"))):
-        if recipe.is_file():  # it travels with the job
-            refuse_credentials([recipe.read_text(encoding="utf-8", errors="replace")], str(recipe))
-    use_services()
-    from cluster.job import submit as submit_job
-
-    return submit_job(command, address=address, follow=not detach, say=say)
-
-
-@click.group()
-def jobs() -> None:
-    """The jobs of the Ray head."""
-
-
-@jobs.command("list")
-def jobs_list() -> None:
-    """All jobs, newest first."""
-    use_services()
-    from cluster.job import jobs_list as ask
-
-    table([job._asdict() for job in ask()], "no jobs")
-
-
-@jobs.command("logs")
-@click.argument("job")
-def jobs_logs(job: str) -> None:
-    """The whole log of JOB, so far."""
-    use_services()
-    from cluster.job import job_logs
-
-    click.echo(job_logs(job), nl=False)
-
-
-@jobs.command("stop")
-@click.argument("job")
-def jobs_stop(job: str) -> None:
-    """Ask JOB to end."""
-    use_services()
-    from cluster.job import job_stop
-
-    click.echo("stopping" if job_stop(job) else "it had ended already")

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines.on_ray.work import Work
 from pipelines.progress import Say
 from pipelines.tracking.journal import Journal
 from pipelines.tracking.lifecycle import Opened
+from pipelines.tracking.process import new_session
 from pipelines.version import code_version
 
 _RAY_TRAIN = {
@@ -110,7 +110,7 @@ def _fit(
     from pipelines.on_ray.ends import Interrupt, Trainer, head_watched
 
     desk = open_desk()
-    work = Work(config, run_id, uuid.uuid4().hex, folder, code_version(), watched.queue)
+    work = Work(config, run_id, new_session(), folder, code_version(), watched.queue)
     trainer = Trainer(
         on_interrupt=Interrupt(watched, desk, config.checkpoint.grace, say),
         **trainer_arguments(work, desk, max_failures=config.run.max_failures, worker=worker),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pipelines.errors import ServiceError
 from pipelines.progress import Say
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.process import process_tags
+from pipelines.tracking.process import new_session, process_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +33,7 @@ class Child:
     def __init__(self, client: MlflowClient, config: RunConfig, tags: Mapping[str, str], run_id: str, say: Say) -> None:
         self.run_id, self.is_named = run_id, bool(run_id)  # whether the ledger has the id
         self._client, self._config, self._tags, self._say = client, config, dict(tags), say
-        self._is_new, self._session = not run_id, uuid.uuid4().hex
+        self._is_new, self._session = not run_id, new_session()
         self._journal: Journal | None = None
         self._waiting: deque[tuple[Mapping[str, float], int]] = deque()
         self._retry_at = 0.0

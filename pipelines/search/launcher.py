@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipelines.search.stage import Search, run_stage
 from pipelines.storage import open_store
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.lifecycle import Opened, tracked
+from pipelines.tracking.process import new_session
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -156,7 +156,7 @@ def _train(search: Search, proxy: bool) -> Stage:
 @contextmanager
 def _opened(client: MlflowClient, data: Prepared, run: Opened, proxy: bool, resume: bool, say: Say) -> Iterator[Search]:
     """The search's memory, claimed for this driver, its child runs in MLflow, and Ray."""
-    config, session, watched = data.config, uuid.uuid4().hex, board.Board()
+    config, session, watched = data.config, new_session(), board.Board()
     store = open_store(f"{config.checkpoint.uri}/{run.id}", proven=True)
     ledger = Ledger.open(store, config, resume=resume, proxy=proxy, check=claim(store, session).check)
     ledger.name_parent(run.id)

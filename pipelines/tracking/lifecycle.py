@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +18,9 @@ from pipelines.errors import Fenced, TrainingFailed, UserError
 from pipelines.progress import Say
 from pipelines.tracking import runs as tracking
 from pipelines.tracking import signals
-from pipelines.tracking.claim import claimed
+from pipelines.tracking.claim import being_trained, claimed
 from pipelines.tracking.journal import Journal
-from pipelines.tracking.process import process_tags
+from pipelines.tracking.process import is_alive, is_self, name_of, new_session, process_tags
 from pipelines.version import code_version
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _CODE = "agmm.code_version"
+_WATCH_S = 45.0  # longer than a scribe's heartbeat (30 s) and its pause after an outage of MLflow (10 s) together
 _WAIT_S = 20.0  # at the end, for MLflow to learn of it
 
 
@@ -51,10 +52,12 @@ def tracked(
     Raises UserError before anything of a run is touched where it cannot be resumed; ServiceError where MLflow fails.
     """
     uri = str(config.tracking.uri)
-    session = uuid.uuid4().hex
+    session = new_session()
     tags = {tracking.SESSION_TAG: session} | process_tags()
     with tracking.explained(uri):
-        run_id = _resumable(client, config, manifest, finished) if resume else tracking.create_run(client, config, tags)
+        run_id = (
+            _resumable(client, config, manifest, finished, say) if resume else tracking.create_run(client, config, tags)
+        )
     with claimed(run_id):
         if resume:
             with tracking.explained(uri):
@@ -77,12 +80,42 @@ def _digests(config: RunConfig, manifest: Manifest) -> dict[str, str]:
     return digests | ({"agmm.teacher": sha256_of(Path(weights))} if weights else {})
 
 
-def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest, finished: bool) -> str:
+def _resumable(client: MlflowClient, config: RunConfig, manifest: Manifest, finished: bool, say: Say) -> str:
     run = tracking.find_resumable(client, config, finished=finished)
     run_id = str(run.info.run_id)
     with claimed(run_id):
         _refuse_changes(run, config, manifest)
+        _refuse_living(client, run, say)
     return run_id
+
+
+def _refuse_living(client: MlflowClient, run: Run, say: Say) -> None:
+    """The run's lock is this home's: a process of another home or machine may work on it too.
+
+    One of another machine is watched for a sign of life. Two who come at the same moment meet at the checkpoints.
+    """
+    tags = run.data.tags
+    if run.info.status != "RUNNING" or is_self(tags):
+        return
+    alive = is_alive(tags)
+    if alive is None and tags.get(tracking.HEARTBEAT_TAG):
+        say(f"run {run.info.run_id} was with {name_of(tags)}: watching for {_WATCH_S:.0f} s whether it lives")
+        alive = _gives_sign(client, run)
+    if alive:
+        raise being_trained(run.info.run_id, f"another process: {name_of(tags)}")
+
+
+def _gives_sign(client: MlflowClient, run: Run) -> bool:
+    until = time.monotonic() + _WATCH_S
+    signs = (tracking.HEARTBEAT_TAG, tracking.SESSION_TAG)
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        now = client.get_run(run.info.run_id)
+        if now.info.status != "RUNNING":
+            return False
+        if any(now.data.tags.get(sign) != run.data.tags.get(sign) for sign in signs):
+            return True
+    return False
 
 
 def _refuse_changes(run: Run, config: RunConfig, manifest: Manifest) -> None:

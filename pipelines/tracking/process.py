@@ -1,19 +1,37 @@
-"""Which process works on a run, as tags that another process can check: `agmm.host`, `.machine`, `.pid`, `.started`."""
+"""Which process, and which Ray job, works on a run, as tags: `agmm.host`, `.machine`, `.pid`, `.started`, `.job`."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 _HOST, _MACHINE, _PID, _STARTED = "agmm.host", "agmm.machine", "agmm.pid", "agmm.started"
+JOB_TAG = "agmm.job"  # the id of the Ray job that a process belongs to, empty for none
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # how a job's command learns of itself
 
 
 def process_tags() -> dict[str, str]:
     """This process."""
     pid = os.getpid()
-    return {_HOST: socket.gethostname(), _MACHINE: _machine(), _PID: str(pid), _STARTED: _started(pid)}
+    tags = {_HOST: socket.gethostname(), _MACHINE: _machine(), _PID: str(pid), _STARTED: _started(pid)}
+    return tags | {JOB_TAG: job_id()}
+
+
+def job_id() -> str:
+    """The id under which a Ray head runs this process as a job; empty outside of one."""
+    try:
+        return str(json.loads(os.environ.get(_RAY_JOB, "{}"))["metadata"]["job_submission_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def new_session() -> str:
+    """A name for one driver's stay with a run, which nobody else has: `JOB/...` where a Ray job is the driver."""
+    return f"{job_id()}/{uuid.uuid4().hex}".removeprefix("/")
 
 
 def is_alive(tags: Mapping[str, str]) -> bool | None:
@@ -26,7 +44,14 @@ def is_alive(tags: Mapping[str, str]) -> bool | None:
 
 def name_of(tags: Mapping[str, str]) -> str:
     """The process in words."""
-    return f"process {tags.get(_PID, '?')} on {tags.get(_HOST, 'an unknown machine')}"
+    job = tags.get(JOB_TAG)
+    process = f"process {tags.get(_PID, '?')} on {tags.get(_HOST, 'an unknown machine')}"
+    return f"job {job} ({process})" if job else process
+
+
+def is_self(tags: Mapping[str, str]) -> bool:
+    """Whether the process of these tags is this one."""
+    return is_alive(tags) is True and tags.get(_PID) == str(os.getpid())
 
 
 def _machine() -> str:

@@ -17,6 +17,7 @@ from pipelines.config import RunConfig, flatten
 from pipelines.errors import NothingToResume, ServiceError, UserError
 from pipelines.home import default_tracking_uri, home
 from pipelines.secrets import redacted, refuse_credentials
+from pipelines.tracking.process import JOB_TAG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RECIPE_TAG, CAUSE_TAG = "agmm.recipe", "agmm.cause"
 SESSION_TAG = "agmm.session"  # which of a run's drivers owns its state
+JOBS_TAG = "agmm.jobs"  # ids of all Ray jobs that worked on a run, with blanks between
 HEARTBEAT_TAG = "agmm.heartbeat"  # when its scribe was last at work, UTC
 _CONFIG = "config.yaml"
 _LONGEST_TAG = 5000  # characters
@@ -80,7 +82,7 @@ def explained(uri: str) -> Iterator[None]:
 def create_run(client: MlflowClient, config: RunConfig, tags: Mapping[str, str] | None = None) -> str:
     """Create a run of the recipe, empty but for tags; returns its id."""
     experiment = _experiment_id(client, config.tracking.experiment)
-    all_tags = {RECIPE_TAG: config.name} | dict(tags or {})
+    all_tags = {RECIPE_TAG: config.name} | dict(tags or {}) | _jobs(tags or {})
     return client.create_run(experiment, run_name=config.name, tags=all_tags).info.run_id
 
 
@@ -140,10 +142,17 @@ def logged_config(run: Run) -> str:
 
 def reopen_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Set a run that goes on to RUNNING, with tags of who goes on, without the cause of its last end."""
-    _set_tags(client, run_id, tags)
-    if CAUSE_TAG in client.get_run(run_id).data.tags:
+    before = client.get_run(run_id).data.tags
+    _set_tags(client, run_id, {**tags, **_jobs(tags, before.get(JOBS_TAG, ""))})
+    if CAUSE_TAG in before:
         client.delete_tag(run_id, CAUSE_TAG)
     client.update_run(run_id, status="RUNNING")
+
+
+def _jobs(tags: Mapping[str, str], before: str = "") -> dict[str, str]:
+    """All jobs that worked on a run, whose newest its tags may name."""
+    job = tags.get(JOB_TAG)
+    return {JOBS_TAG: f"{before} {job}".strip()} if job else {}
 
 
 def log_figure(client: MlflowClient, run_id: str, figure: Figure, name: str) -> None:
