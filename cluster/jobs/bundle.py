@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.errors import UserError
-from cluster.jobs.code import COMPILED, package_files, package_folders
+from cluster.jobs.code import COMPILED, PACKAGES, package_files, package_folders
 
 MOST_BYTES = 64 * 2**20
 _RECIPES = (".yaml", ".yml")
@@ -117,6 +117,8 @@ def _included(given: str) -> Iterator[tuple[str, Path]]:
     full = path.resolve()
     here = Path.cwd().resolve()
     base = here if full.is_relative_to(here) else full.parent
+    if full.relative_to(base).parts[:1] in ((name,) for name in PACKAGES):
+        raise UserError(f"--include {given} would stand before agmm's own packages. --with-code sends those.")
     if any(part.startswith(".") for part in full.relative_to(base).parts):
         raise UserError(f"--include {given}: hidden files and folders (.git, .env) stay here. Include what is needed.")
     for each in [full] if full.is_file() else package_files(full):

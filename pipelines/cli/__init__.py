@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import click
 
+from pipelines import logs
 from pipelines.cli import (
     benchmarks,
     benchmarks_distributed,

@@ -1,16 +1,19 @@
 """One real stack for the tests of this folder that need one: S3, MLflow and a Ray head on free ports.
 
-With TLS, and S3 and MLflow at an address of their own; tests/integration has the stack without.
+With TLS, and S3 and MLflow at an address of their own; tests/integration has the stack without. The head's agmm is not
+quite this one, so that jobs bring theirs.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
 from cluster import services
 from cluster.environment import CONFLICTING
+from cluster.jobs.code import PACKAGES, package_folders
 from cluster.settings import Services, ServiceSettings
 
 
@@ -19,8 +22,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     home = tmp_path_factory.mktemp("home")
     ports = dict.fromkeys(("s3_port", "mlflow_port", "dashboard_port", "ray_port"), 0)
     settings = ServiceSettings(home=home, **ports, num_cpus=1, host="127.0.0.2", tls=True)
+    other = home / "other-agmm"
+    for name in PACKAGES:
+        shutil.copytree(package_folders()[name], other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "pipelines" / "version.py").open("a") as file:
+        file.write("\nOTHER = True\n")
     try:
-        yield services.up(settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(other))
+            started = services.up(settings)
+        yield started
     finally:
         services.down(home)
 

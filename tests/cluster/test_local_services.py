@@ -16,7 +16,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from cluster import job, services
+from cluster import jobs, services
 from cluster.credentials import CredentialFiles
 from cluster.errors import UserError
 from cluster.probes import known_secrets
@@ -111,62 +111,6 @@ def test_an_mlflow_artifact_ends_in_s3(client: Services) -> None:
     s3.close()
 
 
-def test_a_job_gives_its_output_and_exit_code(client: Services, capsys: pytest.CaptureFixture[str]) -> None:
-    said: list[str] = []
-    assert job.submit(["python", "-c", "import sys; print('hello'); sys.exit(3)"], say=said.append) == 3
-    assert "hello\n" in capsys.readouterr().out
-    assert "failed" in said[-1]
-    newest = job.jobs_list()[0]
-    assert (newest.status, newest.exit_code) == ("FAILED", 3)
-    assert newest.started is not None
-    assert newest.ended is not None
-    assert newest.started < newest.ended
-    assert "hello\n" in job.job_logs(newest.id)
-
-
-def test_a_job_can_use_every_service_and_gets_the_recipe(
-    client: Services, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("name: shipped\n")
-    script = (
-        "import boto3, os, pathlib, ray, sys, urllib.request\n"
-        "print(pathlib.Path(sys.argv[1]).read_text())\n"
-        "boto3.client('s3').put_object(Bucket=os.environ['AGMM_STORE'][5:], Key='from-a-job', Body=b'x')\n"
-        "ray.init()\n"
-        "print('cpus', ray.cluster_resources()['CPU'], os.environ['AGMM_HOME'], sys.executable)\n"
-    )
-    assert job.submit(["python", "-c", script, str(recipe)], say=lambda _: None) == 0
-    out = capsys.readouterr().out
-    assert "name: shipped\n" in out
-    assert f"cpus 1.0 {client.home} {Path(sys.executable).parent}" in out
-
-
-def test_following_can_be_left_and_the_job_stopped(client: Services) -> None:
-    said: list[str] = []
-    assert job.submit(["sleep", "600"], follow=False, say=said.append) == 0
-    name = said[0].split()[1].rstrip(":")
-    assert job.job_stop(name)
-    deadline = time.monotonic() + 30
-    while (found := next(each for each in job.jobs_list() if each.id == name)).status != "STOPPED":
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-
-
-def test_an_unknown_job_is_the_users_mistake(client: Services) -> None:
-    with pytest.raises(UserError, match="no such job"):
-        job.job_logs("agmm-none")
-
-
-def test_a_wrong_token_is_the_users_mistake(client: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = tmp_path / "token"
-    wrong.write_text("0" * 48)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
-    with pytest.raises(UserError, match="refused the token"):
-        job.jobs_list()
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"cannot be read.*none"):
-        job.jobs_list()
 
 
 def test_only_this_user_reads_the_secrets(running: Services) -> None:
