@@ -1,9 +1,12 @@
 """A run's states in MLflow, without workers."""
 
+import json
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -75,6 +78,52 @@ def test_a_run_that_is_being_trained_is_not_taken_up(client, opened):
         with pytest.raises(UserError, match="another process"), opened(resume=True):
             pass
         assert _state(client, run_id) == ("RUNNING", None)
+
+
+def test_whoever_holds_a_run_is_named(client, opened, monkeypatch):
+    """Also to one who comes before the run's tags say it."""
+    monkeypatch.setattr(lifecycle, "process_tags", dict)
+    with opened(), pytest.raises(UserError, match=rf"another process: process {os.getpid()} on "), opened(resume=True):
+        pass
+
+
+def test_a_run_of_another_home_that_lives_is_not_taken_up(client, opened, tiny_tree, tmp_path):
+    """As of a job on a head without AGMM_HOME, where each job has a folder of its own."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_tree))
+    job = json.dumps({"metadata": {"job_submission_id": "agmm-0a1b-1"}})
+    env = {**os.environ, "AGMM_HOME": str(tmp_path / "other"), "RAY_JOB_CONFIG_JSON_ENV_VAR": job}
+    with subprocess.Popen([sys.executable, SCRIPT, path], stdout=subprocess.PIPE, text=True, env=env) as first:
+        run_id = first.stdout.readline().strip()
+        with (
+            pytest.raises(
+                UserError, match=rf"being trained by another process: job agmm-0a1b-1 \(process {first.pid} "
+            ),
+            opened(resume=True),
+        ):
+            pass
+        assert _state(client, run_id) == ("RUNNING", None)
+        first.terminate()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_run_of_another_machine_is_watched_before_it_is_taken_up(client, opened, monkeypatch, lives):
+    monkeypatch.setattr(lifecycle, "_WATCH_S", 20.0 if lives else 0.1)
+    with pytest.raises(RuntimeError), opened() as (run_id, _):
+        raise RuntimeError("its machine is lost")
+    for key, value in {"agmm.machine": "another", "agmm.pid": "7", tracking.HEARTBEAT_TAG: "then"}.items():
+        client.set_tag(run_id, key, value)
+    client.update_run(run_id, status="RUNNING")
+    if not lives:
+        with opened(resume=True) as (again, _):
+            assert again == run_id
+        return
+    beat = threading.Timer(0.5, client.set_tag, (run_id, tracking.HEARTBEAT_TAG, "now"))
+    beat.start()
+    with pytest.raises(UserError, match="being trained by another process: process 7 on"), opened(resume=True):
+        pass
+    beat.join()
+    assert _state(client, run_id)[0] == "RUNNING"
 
 
 def test_a_run_says_what_it_is(client, opened):
