@@ -66,6 +66,10 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
     result = json.loads(next(line for line in submitted.stdout.splitlines() if line.startswith('{"count"')))
     assert result["checkpoint"].startswith("s3://agmm/checkpoints/")
     assert result["model"] == "models:/tiny/1"
+    job = re.search(r"Submitted (\S+):", submitted.stderr)[1]
+    shown = json.loads(_agmm("jobs", "show", job, "--json").stdout)
+    assert (shown["status"], shown["run_id"], shown["run_status"]) == ("SUCCEEDED", result["run_id"], "FINISHED")
+    assert (shown["checkpoint"], shown["recipe"]) == (result["checkpoint"], recipe)
 
     refused = _agmm("submit", "--", "agmm", "train", recipe, "--set", "optim.rate=1", code=2)
     assert "optim.rate: unknown key" in refused.stdout
@@ -77,6 +81,7 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
     assert '"aliases": ["champion"]' in _agmm("models", "list", "--json").stdout
 
     _check_that_a_stopped_job_saves(recipe)
+    _check_that_one_of_two_resumes_runs(recipe)
 
     exported = dict(line.removeprefix("export ").split("=", 1) for line in services.splitlines() if "=" in line)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
@@ -94,12 +99,40 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
     assert "no-such-bucket" in missing.stderr
 
 
+LONG = ("--set", "optim.epochs=2000", "--set", "run.log_every=4")
+
+
 def _check_that_a_stopped_job_saves(recipe):
-    words = ("agmm", "train", recipe, "--set", "optim.epochs=2000", "--set", "run.log_every=4")
-    job = re.search(r"Submitted (\S+):", _agmm("submit", "--detach", "--", *words).stderr)[1]
+    words = ("submit", "--detach", "--", "agmm", "train", recipe, *LONG)
+    job = re.search(r"Submitted (\S+):", _agmm(*words).stderr)[1]
+    assert f"The same command runs as {job} since" in _agmm(*words, code=2).stderr
+    _wait_for_log(job, "step 8/")
+    assert _agmm("jobs", "stop", "--wait", job).stdout == "stopped\n"
+    assert "interrupted: saved attempt-" in _agmm("jobs", "logs", job).stdout
+
+
+def _check_that_one_of_two_resumes_runs(recipe):
+    """Two at once, with commands that differ where a resume may: the run is one, so one of them goes on."""
+    jobs = []
+    for every in (5, 6):
+        words = ("agmm", "train", recipe, *LONG[:2], "--resume", "--set", f"run.log_every={every}")
+        jobs.append(re.search(r"Submitted (\S+):", _agmm("submit", "--detach", "--", *words).stderr)[1])
+    states = {}
     deadline = time.monotonic() + 120
-    while "step 8/" not in (log := _agmm("jobs", "logs", job).stdout):
-        assert time.monotonic() < deadline, log
-    _agmm("jobs", "stop", job)
-    while "interrupted: saved attempt-" not in (log := _agmm("jobs", "logs", job).stdout):
+    while "FAILED" not in states.values():
+        assert time.monotonic() < deadline, states
+        states = {job["id"]: job["status"] for job in json.loads(_agmm("jobs", "list", "--json").stdout)["jobs"]}
+    (refused,) = (job for job in jobs if states[job] == "FAILED")
+    (runs,) = (job for job in jobs if job != refused)
+    shown = json.loads(_agmm("jobs", "show", runs, "--json").stdout)
+    assert (shown["status"], shown["run_status"]) == ("RUNNING", "RUNNING")
+    log = _agmm("jobs", "logs", "--follow", refused, code=2).stdout
+    assert f"Run {shown['run_id']} is being trained by another process: job {runs} (process " in log
+    _wait_for_log(runs, "resumed at step")
+    _agmm("jobs", "stop", "--wait", runs)
+
+
+def _wait_for_log(job, text):
+    deadline = time.monotonic() + 120
+    while text not in (log := _agmm("jobs", "logs", job).stdout):
         assert time.monotonic() < deadline, log

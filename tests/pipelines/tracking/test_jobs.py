@@ -5,13 +5,11 @@ import json
 import pytest
 
 from pipelines.checkpoints.attempts import claim
-from pipelines.data.manifest import load_manifest
 from pipelines.errors import Fenced
 from pipelines.storage import open_store
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.jobs import run_of_job
-from pipelines.tracking.lifecycle import tracked
-from pipelines.tracking.process import job_id, new_session
+from pipelines.tracking.process import job_id, new_session, process_tags
 
 
 @pytest.fixture
@@ -39,25 +37,24 @@ def test_outside_of_a_job(monkeypatch, told):
     assert "/" not in new_session()
 
 
-def test_every_job_of_a_run_leads_to_it(client, tiny_config, tiny_data, job, monkeypatch):
-    manifest = load_manifest(tiny_data)
-    with pytest.raises(KeyboardInterrupt), _open(client, tiny_config, manifest):
-        raise KeyboardInterrupt
-    for name in ("agmm-12-1", "agmm-12-10"):
-        job(name)
-        with pytest.raises(RuntimeError), _open(client, tiny_config, manifest, resume=True) as run:
-            raise RuntimeError("broken")
+def test_every_job_of_a_run_leads_to_it(client, tiny_config, job, monkeypatch):
+    job("agmm-12-1")
+    run_id = tracking.create_run(client, tiny_config, process_tags())
+    tracking.describe_run(client, run_id, tiny_config, {})
+    job("agmm-12-10")
+    tracking.reopen_run(client, run_id, process_tags())
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    with pytest.raises(RuntimeError), _open(client, tiny_config, manifest, resume=True):
-        raise RuntimeError("broken by hand")
-    tags = client.get_run(run.id).data.tags
+    tracking.reopen_run(client, run_id, process_tags())
+    tracking.reopen_run(client, run_id, {})  # as the sender does
+    tracking.close_run(client, run_id, "FAILED", "RuntimeError: broken by hand")
+    tags = client.get_run(run_id).data.tags
     assert (tags["agmm.jobs"], tags["agmm.job"]) == ("agmm-12-1 agmm-12-10", "")
 
-    store = open_store(f"{tiny_config.checkpoint.uri}/{run.id}")
+    store = open_store(f"{tiny_config.checkpoint.uri}/{run_id}")
     for name in ("attempt-0001-step-000000002", "attempt-0001-step-000000004"):
         assert store.create(f"{name}/COMMITTED", b"")
     known = {
-        "run_id": run.id,
+        "run_id": run_id,
         "run_status": "FAILED",
         "run_cause": "RuntimeError: broken by hand",
         "checkpoint": f"{store.uri}/attempt-0001-step-000000004",
@@ -65,7 +62,7 @@ def test_every_job_of_a_run_leads_to_it(client, tiny_config, tiny_data, job, mon
     for name in ("agmm-12-1", "agmm-12-10"):
         assert run_of_job(name, "", pytest.fail) == known
     assert run_of_job("agmm-12-100", "", pytest.fail) == {}
-    assert run_of_job("agmm-2-1", f"noise\nresuming run {run.id}: http://x\n", pytest.fail) == known
+    assert run_of_job("agmm-2-1", f"noise\nresuming run {run_id}: http://x\n", pytest.fail) == known
 
 
 def test_a_log_tells_the_run_where_mlflow_is_away(monkeypatch):
@@ -84,7 +81,3 @@ def test_a_claim_says_whose_job_it_is(tmp_path, job):
     claim(store, new_session())
     with pytest.raises(Fenced, match=r"overtaken by attempt 2 \(process \d+ on .*, job agmm-12-2\)"):
         first.check()
-
-
-def _open(client, config, manifest, *, resume=False):
-    return tracked(client, config, manifest, resume=resume, say=lambda _: None)

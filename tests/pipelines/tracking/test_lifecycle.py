@@ -19,6 +19,7 @@ from pipelines.errors import Fenced, TrainingFailed, UserError
 from pipelines.tracking import lifecycle
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.lifecycle import tracked
+from pipelines.tracking.process import process_tags
 from pipelines.tracking.scribe import LOST
 
 SCRIPT = Path(__file__).with_name("driver_run.py")
@@ -107,13 +108,14 @@ def test_a_run_of_another_home_that_lives_is_not_taken_up(client, opened, tiny_t
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_run_of_another_machine_is_watched_before_it_is_taken_up(client, opened, monkeypatch, lives):
+def test_a_run_of_another_machine_is_watched_before_it_is_taken_up(
+    client, opened, tiny_config, tiny_data, monkeypatch, lives
+):
     monkeypatch.setattr(lifecycle, "_WATCH_S", 20.0 if lives else 0.1)
-    with pytest.raises(RuntimeError), opened() as (run_id, _):
-        raise RuntimeError("its machine is lost")
-    for key, value in {"agmm.machine": "another", "agmm.pid": "7", tracking.HEARTBEAT_TAG: "then"}.items():
-        client.set_tag(run_id, key, value)
-    client.update_run(run_id, status="RUNNING")
+    tags = process_tags() | {"agmm.machine": "another", "agmm.pid": "7", tracking.HEARTBEAT_TAG: "then"}
+    run_id = tracking.create_run(client, tiny_config, tags)
+    digests = lifecycle._digests(tiny_config, load_manifest(tiny_data))
+    tracking.describe_run(client, run_id, tiny_config, digests)
     if not lives:
         with opened(resume=True) as (again, _):
             assert again == run_id
