@@ -52,7 +52,7 @@ def submit(
     refuse_large(sent.files | code.files)
     name = _name(head, digest_of(sent, metadata["user"]), again)
     with runtime_environment(sent.files, code.files) as environment:
-        words = _on_head(sent.words, code)
+        words = on_head(sent.words, code)
         _submit(head, name, words, {"env_vars": dict(JOB_STOP_WAIT), **environment}, metadata)
     say(f"Submitted {name}: {shlex.join(command)}")
     return follow(head, name, say) if wait else 0
@@ -96,8 +96,8 @@ def _runs(job: Job) -> UserError:
     )
 
 
-def _on_head(words: list[str], code: Code) -> list[str]:
-    """A head without agmm has its code by now, and no program of that name."""
+def on_head(words: list[str], code: Code) -> list[str]:
+    """A command as the head can run it: without agmm it has the code by now, and no program of that name."""
     return words if code.installed or words[0] != _PROGRAM else [*_MODULE, *words[1:]]
 
 

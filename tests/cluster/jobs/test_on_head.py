@@ -18,12 +18,19 @@ from cluster.errors import ServiceError, UserError
 from cluster.jobs import follow as following
 from cluster.jobs.code import describe
 from cluster.jobs.probe import code_to_send, head_installation
+from cluster.jobs.submission import on_head
 from cluster.settings import Services
 from tests.tls_proxy import Authority, TLSProxy
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.timeout(240)]
 
-WHERE = "import pipelines.version as v; print('other', hasattr(v, 'OTHER'), v.__file__)"
+# which agmm a job has, and a task that it starts
+WHICH = (
+    "import ray, pipelines.version\n"
+    "def other(): return hasattr(__import__('pipelines.version').version, 'OTHER')\n"
+    "ray.init(logging_level='ERROR')\n"
+    "print('other', other(), ray.get(ray.remote(other).remote()))\n"
+)
 
 
 @pytest.fixture
@@ -96,11 +103,11 @@ def test_a_head_with_another_agmm_gets_this_one(head: jobs.Head, capsys: pytest.
     assert {job.id for job in jobs.jobs_list(head)} == before  # asking left nothing
 
     said: list[str] = []
-    assert jobs.submit(head, ["python", "-c", WHERE], say=said.append) == 0
-    assert "other False" in capsys.readouterr().out
+    assert jobs.submit(head, ["python", "-c", WHICH], say=said.append) == 0
+    assert "other False False" in capsys.readouterr().out
     assert any("goes along" in line for line in said)
-    assert jobs.submit(head, ["python", "-c", WHERE], with_code=False, say=_quiet) == 0
-    assert "other True" in capsys.readouterr().out
+    assert jobs.submit(head, ["python", "-c", WHICH], with_code=False, say=_quiet) == 0
+    assert "other True True" in capsys.readouterr().out
 
 
 def test_a_command_that_has_no_use_for_agmm_is_not_asked_about(head: jobs.Head) -> None:
@@ -117,6 +124,7 @@ def test_a_head_of_another_kind_gets_no_compiled_library(head: jobs.Head, monkey
     assert not code.installed
     assert [name for name in code.files if name.endswith(".so")] == []
     assert "linux-riscv64" in said[1]
+    assert on_head(["agmm", "train", "tiny"], code) == ["python", "-m", "pipelines.cli", "train", "tiny"]
     monkeypatch.setattr(probe, "head_installation", lambda *_: {**theirs, "missing": ["torch"]})
     with pytest.raises(UserError, match=r"lacks packages.*: torch\."):
         code_to_send(head, "agmm", None, shared=False, say=_quiet)
