@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
 from pipelines import registry
 from pipelines.checkpoints import checkpoint as checkpoints
@@ -74,7 +75,16 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     Raises UserError for data or a network that the configuration does not fit; ServiceError where Ray or the store of
     checkpoints cannot be used.
     """
-    config = _resolve(config)
+    config = resolve(config)
+    folder, manifest = find_data(config, say)
+    check_network(config)
+    ray_driver.check_address()
+    check_writable(open_store(str(config.checkpoint.uri)), home())
+    return Prepared(config, folder, manifest)
+
+
+def find_data(config: RunConfig, say: Say) -> tuple[Path, Manifest]:
+    """Stage and verify the data of a resolved recipe. Raises UserError where they, batches or loader do not fit."""
     folder = data_folder(config.data.uri, config.data.dataset, say)
     manifest = ensure_verified(
         folder, expect_name=config.data.dataset, expect_classes=config.model.num_classes, say=say
@@ -82,16 +92,19 @@ def prepare(config: RunConfig, say: Say) -> Prepared:
     check_data(folder, config.data, config.model, world=config.run.most_workers, say=say)
     for world in config.run.worlds:
         check_pairs(config.data, world)
+    return folder, manifest
+
+
+def check_network(config: RunConfig) -> nn.Module:
+    """Build what a resolved recipe trains, with its optimiser and its loss; raises UserError where one cannot be."""
     network = build_network(config.model)
     check_gradients(config.run.gradients, network)
     build_optimizer(network, config.optim)
     build_criterion(config, network, torch.device("cpu"))
-    ray_driver.check_address()
-    check_writable(open_store(str(config.checkpoint.uri)), home())
-    return Prepared(config, folder, manifest)
+    return network
 
 
-def _resolve(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig) -> RunConfig:
     """The tree with its addresses filled in, absolute, so that a worker anywhere reads the same."""
     tree = config.model_dump(mode="json")
     tree["data"]["uri"] = data_address(config.data.uri, config.data.dataset)

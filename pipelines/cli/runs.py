@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cli.doctor import EFFICIENCY, PRICE, Asked, check_up
 from pipelines.cli.output import JSON, SET, say, show, table
 from pipelines.cli.services import use_services
 
@@ -19,9 +20,24 @@ if TYPE_CHECKING:
 @SET
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this recipe.")
 @click.option("--or-start", is_flag=True, help="With --resume: start a run where there is none, for restarted jobs.")
+@click.option("--dry-run", is_flag=True, help="Make all checks of `agmm doctor`, time 30 steps, and open no run.")
+@PRICE
+@EFFICIENCY
 @JSON
-def train(recipe: str, overrides: tuple[str, ...], resume: bool, or_start: bool, as_json: bool) -> None:
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    or_start: bool,
+    dry_run: bool,
+    as_json: bool,
+    **estimate: Any,
+) -> int | None:
     """Train RECIPE, a name or the path of a YAML file: Ray Train, FFCV, MLflow, checkpoints."""
+    if dry_run:
+        if resume:
+            raise click.UsageError("--dry-run opens no run, so that there is none to --resume. Leave one out.")
+        return check_up(Asked(recipe, overrides, calibrate=True, **estimate), as_json)
     from pipelines.recipe import load_recipe
 
     if or_start and not resume:
@@ -29,6 +45,7 @@ def train(recipe: str, overrides: tuple[str, ...], resume: bool, or_start: bool,
     config = load_recipe(recipe, overrides)
     use_services()
     show(_train(config, resume, or_start), as_json)
+    return None
 
 
 def _train(config: RunConfig, resume: bool, or_start: bool) -> dict[str, Any]:

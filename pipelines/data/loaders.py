@@ -27,7 +27,7 @@ from pipelines.progress import Say
 Split = Literal["train", "val"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-_INSTALL = (
+INSTALL_FFCV = (
     "Install OpenCV's and libjpeg-turbo's headers (Debian: apt-get install libopencv-dev libturbojpeg0-dev pkg-config) "
     "and then, in a checkout: pip install '.[ffcv]'"
 )
@@ -253,8 +253,10 @@ def _choose(wanted: str, say: Say) -> str:
     if reason is None:
         return "ffcv"
     if wanted == "ffcv":
-        raise UserError(f"data.loader=ffcv, but FFCV does not import ({reason}). {_INSTALL}; or set data.loader=torch.")
-    say(f"FFCV does not import ({reason}): loading through torch, same images, slower. {_INSTALL}.")
+        raise UserError(
+            f"data.loader=ffcv, but FFCV does not import ({reason}). {INSTALL_FFCV}; or set data.loader=torch."
+        )
+    say(f"FFCV does not import ({reason}): loading through torch, same images, slower. {INSTALL_FFCV}.")
     return "torch"
 
 

@@ -66,6 +66,11 @@ def staged(uri: str, folder: str, say: Say = lambda _: None) -> Path:
     return stage(uri, say=say, key=there.name)
 
 
+def is_staged(key: str) -> bool:
+    """Whether the data set of that key is in this node's cache, whole."""
+    return _is_whole(cache.cache_dir() / key)
+
+
 def _same_origin(uri: str, key: str) -> Origin:
     origin = open_origin(uri, proven=True)  # it is where `key` comes from
     if origin.key != key:

@@ -81,7 +81,7 @@ def explained(uri: str) -> Iterator[None]:
 
 def create_run(client: MlflowClient, config: RunConfig, tags: Mapping[str, str] | None = None) -> str:
     """Create a run of the recipe, empty but for tags; returns its id."""
-    experiment = _experiment_id(client, config.tracking.experiment)
+    experiment = experiment_id(client, config.tracking.experiment)
     all_tags = {RECIPE_TAG: config.name} | dict(tags or {}) | _jobs(tags or {})
     return client.create_run(experiment, run_name=config.name, tags=all_tags).info.run_id
 
@@ -100,7 +100,7 @@ def find_resumable(client: MlflowClient, config: RunConfig, *, finished: bool = 
     """
     only = "" if finished else " and attributes.status != 'FINISHED'"
     found = client.search_runs(
-        [_experiment_id(client, config.tracking.experiment)],
+        [experiment_id(client, config.tracking.experiment)],
         filter_string=f"tags.`{RECIPE_TAG}` = '{config.name}'{only}",
         order_by=["attributes.start_time DESC"],
         max_results=1,
@@ -184,7 +184,8 @@ def close_run(client: MlflowClient, run_id: str, status: str, cause: str = "") -
     client.set_terminated(run_id, status)
 
 
-def _experiment_id(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, which is made where there is none."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
