@@ -168,11 +168,8 @@ def listeners(addresses: Addresses) -> Outcome:
     except ImportError:
         return "warn", "not looked at: psutil is not installed.", "pip install psutil"
     wanted = {urlsplit(f"//{place}").port: name for name, place in _places(addresses)}
-    wide = sorted(
-        f"{wanted[each.laddr.port]} on {each.laddr.ip}:{each.laddr.port}"
-        for each in psutil.net_connections("tcp")
-        if each.status == "LISTEN" and each.laddr.port in wanted and not _is_local_ip(each.laddr.ip)
-    )
+    heard = [each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr]
+    wide = sorted(f"{wanted[port]} on {ip}:{port}" for ip, port in heard if port in wanted and not _is_local_ip(ip))
     if not wide:
         return "pass", "what is used on loopback listens there only", ""
     advice = "Bind it to 127.0.0.1 (--host, -ip.bind, --node-ip-address), or put TLS and a password before it."

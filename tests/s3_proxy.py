@@ -20,6 +20,8 @@ import struct
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import BinaryIO
 
 STATUSES = {
@@ -86,11 +88,12 @@ class S3Proxy:
     """Listens at `url`, on `port` or any free one, while it is entered; forwards to 127.0.0.1:`upstream`.
 
     `requests` counts by (METHOD, fault or ""); `lines` has `METHOD target` of each request, `access_keys` those that
-    signed one, `last_head` the head of the last one.
+    signed one, `last_head` the head of the last one. The Date of answers is `ahead` seconds ahead of the server's.
     """
 
     upstream: int
     port: int = 0
+    ahead: float = 0.0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
     access_keys: list[str] = field(default_factory=list)
@@ -240,7 +243,7 @@ class _Client(socketserver.StreamRequestHandler):
         if kind == "reset_after":
             self._pass_body(self._up, answer, lambda _: None)
             raise _Broken
-        self.wfile.write(answer.head)
+        self.wfile.write(_shifted(answer.head, self.server.proxy.ahead))
         self._pass_body(self._up, answer, self.wfile.write, "" if "upload" in kind else kind, amount)
         if answer.headers.get("connection", "").lower() == "close":
             raise _Ended
@@ -292,6 +295,16 @@ def _read_head(source: BinaryIO, method: str = "") -> _Message | None:
         chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         message.length = None if chunked else int(headers.get("content-length", 0))
     return message
+
+
+def _shifted(head: bytes, seconds: float) -> bytes:
+    """A head with another time in its Date."""
+
+    def shift(found: re.Match[bytes]) -> bytes:
+        then = parsedate_to_datetime(found[2].decode()) + timedelta(seconds=seconds)
+        return found[1] + format_datetime(then, usegmt=True).encode()
+
+    return re.sub(rb"(?i)(\r\ndate: *)([^\r]*)", shift, head) if seconds else head
 
 
 def _expects(request: _Message) -> bool:

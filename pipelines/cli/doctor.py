@@ -245,10 +245,8 @@ def _hours(asked: Asked, config: RunConfig, failed: list[str], more: dict[str, A
 
     def look() -> Outcome:
         folder, *images = folder_of(config, say)
-        timing = hours.calibrate(config, folder)
-        found = hours.cost(
-            config, timing, (images[0], images[1]), efficiency=asked.efficiency, price_per_hour=asked.price_per_hour
-        )
+        timing = hours.calibrate(config, folder, images[0])
+        found = hours.cost(config, timing, *images, efficiency=asked.efficiency, price_per_hour=asked.price_per_hour)
         more.update({"hours": found.hours._asdict(), "price": found.price and found.price._asdict()})
         return hours.outcome(config, timing, found, asked.efficiency)
 

@@ -197,6 +197,6 @@ def clear(cache: Path, say: Say) -> int:
     return removed
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes for a person."""
     return f"{count / 1e9:.2f} GB" if abs(count) >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 Status = Literal["pass", "warn", "fail"]
 Outcome = tuple[Status, str, str]
 
-LIMIT_S = 20.0
+LIMIT_S = 30.0
 
 
 class Check(NamedTuple):

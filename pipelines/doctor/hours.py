@@ -38,7 +38,7 @@ class Cost(NamedTuple):
     price: Range | None
 
 
-def calibrate(config: RunConfig, folder: Path) -> trial.Timing:
+def calibrate(config: RunConfig, folder: Path, train_images: int) -> trial.Timing:
     """Time STEPS steps of one worker's share of the batch, with progress. Raises ServiceError where it cannot."""
     tree = config.model_dump(mode="json")
     tree["data"]["batch_size"] = share(config)
@@ -46,7 +46,8 @@ def calibrate(config: RunConfig, folder: Path) -> trial.Timing:
     tree["run"] |= {"workers": 1, "log_every": 1}
     tree["checkpoint"] |= {"every": None}
     alone = parse_config(tree, origin=config.name)
-    with Progress(STEPS + trial.WARM_UP, "calibrating", "step") as progress:
+    total = min(STEPS + trial.WARM_UP, alone.total_steps(train_images))
+    with Progress(total, "calibrating", "step") as progress:
         found = trial.run("time", alone, limit_s=_LIMIT_S, on_step=progress.advance, folder=str(folder), steps=STEPS)
     return trial.Timing(**found)
 
@@ -54,13 +55,13 @@ def calibrate(config: RunConfig, folder: Path) -> trial.Timing:
 def cost(
     config: RunConfig,
     timing: trial.Timing,
-    images: tuple[int, int],
+    train: int,
+    val: int,
     *,
     efficiency: float,
     price_per_hour: tuple[float, float] | None,
 ) -> Cost:
-    """Hours of the whole run, of `images` to train on and to validate on, and the price at so much a worker's hour."""
-    train, val = images
+    """Hours of the whole run on so many images to train and to validate on, and the price at a worker's hour's."""
     quick, slow = (float(each) for each in np.quantile(timing.seconds, (0.25, 0.75)))
     steps, epochs = config.total_steps(train), config.total_epochs(train)
     most, least = config.run.most_workers, config.run.least_workers
