@@ -1,4 +1,4 @@
-"""The checks of the services' state and of what must be secret: none needs torch, and each is a plain function.
+"""The checks of the services: their state, who is let in and from where, and their clock.
 
 Each returns (status, detail, advice), status one of pass, warn and fail. `Addresses` are what a run would use.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import stat
 import time
 import urllib.error
 import urllib.request
@@ -18,14 +17,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from cluster import services
-from cluster.credentials import CredentialFiles, Secrets
 from cluster.nodes import Outcome, judge_clock
-from cluster.settings import service_dir
+from cluster.secrecy import secrecy_checks
 
 _ANSWER_S = 5.0
-_OFF = ("false", "0", "no")
-_OTHERS = ((stat.S_IRGRP, stat.S_IXGRP), (stat.S_IROTH, stat.S_IXOTH))  # may read a file, may go through a folder
-_CLIENT_FILES = {"AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials", "RAY_AUTH_TOKEN_PATH": ".ray/auth_token"}
 
 
 class Addresses(NamedTuple):
@@ -66,36 +61,6 @@ def local_services(home: Path) -> Outcome:
     if bad:
         return "fail", "; ".join(bad) + ".", "Run `agmm down`, then `agmm up`."
     return "pass", ", ".join(f"{each.service} {each.url}" for each in found), ""
-
-
-def secret_files(home: Path) -> Outcome:
-    """Nobody but the owner reads a file with secrets."""
-    own = [path for path in _own_files(home) if path.is_file()]
-    others = [path for path in _client_files() if path.is_file()]
-    shown = [path for path in own if stat.S_IMODE(path.stat().st_mode) & 0o077] + list(filter(_is_reached, others))
-    if shown:
-        listed = " ".join(map(str, shown))
-        return "fail", f"others may read {listed}.", f"chmod 600 {listed}; and renew what was in it."
-    return "pass", f"{len(own) + len(others)} files with secrets, none that others can read", ""
-
-
-def _own_files(home: Path) -> list[Path]:
-    return [*vars(CredentialFiles(home)).values(), service_dir(home) / "state.json"]
-
-
-def _client_files() -> Iterator[Path]:
-    """Where clients look for secrets: at what the environment names, or at their place in the user's home."""
-    for name, default in _CLIENT_FILES.items():
-        yield Path(os.environ.get(name) or Path.home() / default).expanduser()
-    if "MLFLOW_TRACKING_PASSWORD" not in os.environ:
-        yield Path.home() / ".mlflow" / "credentials"
-
-
-def _is_reached(path: Path) -> bool:
-    """Whether others may read a file, and go through all folders above it."""
-    doors = [folder.stat().st_mode for folder in path.absolute().parents]
-    mode = path.stat().st_mode
-    return any(mode & read and all(door & enter for door in doors) for read, enter in _OTHERS)
 
 
 def ray_token(addresses: Addresses) -> Outcome:
@@ -187,52 +152,6 @@ def _is_local_ip(ip: str) -> bool:
     return ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback
 
 
-def no_secret_shown(home: Path) -> Outcome:
-    """No secret is in a process's arguments or a job's runtime environment: both are shown to others."""
-    try:
-        import psutil
-    except ImportError:
-        return "warn", "not looked at: psutil is not installed.", "pip install psutil"
-    secrets = _known_secrets(home)
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any(secret in word for word in process.info["cmdline"] or [] for secret in secrets):
-            words = f"the arguments of process {process.info['pid']} hold a secret, and every user can read them."
-            return "fail", words, "Pass it in a file of mode 0600 or in the environment, and renew it."
-    runtime = " ".join(os.environ.get(name, "") for name in ("RAY_RUNTIME_ENV", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
-    if any(secret in runtime for secret in secrets):
-        words = "the runtime environment of this Ray job holds a secret, and the dashboard shows it."
-        return "fail", words, "Give secrets to the head's own environment, as `agmm up` does, and renew this one."
-    return "pass", f"none of {len(secrets)} known secrets is in arguments or in a runtime environment", ""
-
-
-def _known_secrets(home: Path) -> set[str]:
-    names = (
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "MLFLOW_TRACKING_PASSWORD",
-        "MLFLOW_TRACKING_TOKEN",
-        "RAY_AUTH_TOKEN",
-    )
-    found = {os.environ[name] for name in names if len(os.environ.get(name, "")) >= 8}
-    files = CredentialFiles(home)
-    if files.secrets.is_file():
-        known = Secrets.model_validate_json(files.secrets.read_bytes())
-        found |= set(known.model_dump(exclude={"s3_key"}).values())
-    return found
-
-
-def no_code_in_models() -> Outcome:
-    """MLflow unpickles no model: a model of ours needs none, and a pickle runs whatever its author wanted."""
-    name, allowed = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "MLFLOW_ALLOW_MODEL_CODE_EXECUTION"
-    if os.environ.get(allowed, "false").lower() not in _OFF:
-        return "fail", f"{allowed} is on: loading a model may run code that came with it.", f"unset {allowed}"
-    value = os.environ.get(name)
-    if value is None or value.lower() not in _OFF:
-        words = f"{name} is {'not set' if value is None else 'on'}: MLflow may unpickle models, which runs their code."
-        return "warn" if value is None else "fail", words, f"export {name}=false"
-    return "pass", "MLflow unpickles no models", ""
-
-
 def s3_clock(addresses: Addresses) -> Outcome:
     """The S3 server's clock is near this one's, by the Date of its answer, which needs no credentials."""
     if not addresses.s3:
@@ -261,15 +180,13 @@ def _date(url: str) -> float | None:
 
 
 def service_checks(home: Path, addresses: Addresses) -> dict[str, Callable[[], Outcome]]:
-    """The checks of this module by name."""
+    """The checks of this module and of `secrecy` by name."""
     return {
         "services": lambda: local_services(home),
-        "secret files": lambda: secret_files(home),
-        "secrets shown": lambda: no_secret_shown(home),
+        **secrecy_checks(home, addresses.jobs),
         "ray token": lambda: ray_token(addresses),
         "mlflow password": lambda: mlflow_password(addresses),
         "listeners": lambda: listeners(addresses),
         "encryption": lambda: encrypted(addresses),
-        "model code": no_code_in_models,
         "s3 clock": lambda: s3_clock(addresses),
     }

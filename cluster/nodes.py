@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -24,7 +25,7 @@ LIMIT_S = 60.0  # Python and Ray start on every node
 _SKEW_WARN_S = 1.0
 # `agmm runs reap` closes runs without a heartbeat for 5 minutes, and S3 refuses signatures of other times (AWS: 15).
 _SKEW_FAIL_S = 300.0
-_REFUSED = "InvalidAuthToken"
+_REFUSED, _SILENT = "InvalidAuthToken", "Failed to connect to GCS"
 _GIB = 2**30
 _LEAST_DISK = _GIB  # journals, Ray's state and logs
 _LEAST_SHM = 75 * 10**6  # Ray's own least for its store of objects
@@ -37,22 +38,23 @@ class Nodes:
 
     def __init__(self, address: str | None) -> None:
         self.address = address
+        self.failed = False  # to answer; it is not asked again
         self._answer: dict[str, Any] | None = None
-        self._failed = False
 
     def ask(self) -> dict[str, Any]:
-        """`nodes`, a row of each, and `driver`, what this machine is. Raises ServiceError; once it has, at once."""
-        if self._failed:
-            raise ServiceError("not looked at: Ray does not answer.")
+        """`nodes`, a row of each, and `driver`, this machine's `look`. Raises ServiceError where Ray keeps us out."""
         if self._answer is None:
-            self._failed = True
+            self.failed = True
             self._answer = _asked(self.address) if self.address else _local()
-            self._failed = False
+            self.failed = False
         return self._answer
 
     def rows(self) -> list[Row]:
-        """The nodes that answered."""
-        return [row for row in self.ask()["nodes"] if "error" not in row]
+        """The nodes that answered. Raises ServiceError where none did."""
+        rows = [row for row in self.ask()["nodes"] if "error" not in row]
+        if not rows:
+            raise ServiceError("No node of the Ray cluster took a task. See the check `ray`.")
+        return rows
 
 
 def _local() -> dict[str, Any]:
@@ -62,39 +64,46 @@ def _local() -> dict[str, Any]:
 
 
 def _asked(address: str) -> dict[str, Any]:
-    """What the program of `node_probe` finds. It is stopped as soon as Ray says that it refuses the token."""
+    """What the program of `node_probe` finds."""
     command = [sys.executable, "-c", _PROGRAM]
-    lines: list[str] = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_ADDRESS": address}
-    ) as program:
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment) as program,
+    ):
         timer = threading.Timer(LIMIT_S, program.kill)
         timer.start()
-        assert program.stderr is not None
-        assert program.stdout is not None
         try:
-            for line in program.stderr:
-                lines.append(line.strip())
-                if _REFUSED in line:
-                    raise ServiceError(_no_token(address))
-            answer = program.stdout.read()
+            last = _last_words(program, address)
         finally:
             program.kill()
             timer.cancel()
+        output.seek(0)
+        answer = output.read()
     if not answer:
-        last = next((line for line in reversed(lines) if line), f"it said nothing within {LIMIT_S:.0f} s")
         raise ServiceError(
-            f"Cannot use the Ray head at {address}: {last}. Check `agmm status`, RAY_ADDRESS, and that Python and Ray "
-            "are the same versions here and there."
+            f"Cannot use the Ray head at {address} ({last or f'no answer within {LIMIT_S:.0f} s'}). Check `agmm status` "
+            "and RAY_ADDRESS, and that Python and Ray are the same versions here and there."
         )
     return dict(json.loads(answer))
 
 
-def _no_token(address: str) -> str:
-    return (
-        f"The Ray head at {address} refuses the token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file "
-        "with its token; for a head of `agmm up`, use the same AGMM_HOME."
-    )
+def _last_words(program: subprocess.Popen[str], address: str) -> str:
+    """What it complains of until it ends; Ray's client would repeat for 20 seconds what cannot get better."""
+    assert program.stderr is not None
+    last = ""
+    for line in program.stderr:
+        last = line.strip() or last
+        if _REFUSED in line:
+            raise ServiceError(
+                f"The Ray head at {address} refuses the token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the "
+                "file with its token; for a head of `agmm up`, use the same AGMM_HOME."
+            )
+        if _SILENT in line:
+            raise ServiceError(
+                f"No Ray head answers at {address}. Start one (`agmm up`), or unset RAY_ADDRESS to run on this machine."
+            )
+    return last
 
 
 def ray_answers(nodes: Nodes) -> Outcome:

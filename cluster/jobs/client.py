@@ -44,7 +44,7 @@ def connected(address: str | None = None, ca: str | None = None) -> Iterator[Hea
     Raises UserError (no address, no access, a certificate that is not trusted) or ServiceError (no answer).
     """
     url, trusted = job_server(address), _ca_file(ca)
-    headers = _authorization(url)
+    headers = authorization(url)
     tls = ssl.create_default_context(cafile=trusted) if url.startswith("https://") else True
     _check_answers(url, tls, trusted)
     from ray.exceptions import AuthenticationError
@@ -107,7 +107,7 @@ def _client(url: str, headers: dict[str, str], trusted: str | None) -> JobSubmis
     return client
 
 
-def _authorization(url: str) -> dict[str, str]:
+def authorization(url: str) -> dict[str, str]:
     """Read the token as Ray would, at this moment: Ray looks once, when a process first imports it.
 
     It goes to the head that the environment names, and to no other: `--address` may name a stranger's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,22 @@ _SERVICES = (
     "encryption",
     "model code",
     "s3 clock",
+    "checkpoints",
+    "mlflow",
     "ray",
     "versions",
     "clocks",
     "disk",
     "shared memory",
-    "checkpoints",
-    "mlflow",
 )
 _RECIPE = ("recipe", "network", "data", "kernels", "loader", "workers", "memory", "hours")
+
+
+_OF_NODES = ("ray", "versions", "clocks", "disk", "shared memory", "workers", "memory")
+_IMPORTING_S = 60.0  # torch, kernels and FFCV for the first time on this machine
+
+# name: (check, the most seconds that it may take)
+Checks = dict[str, tuple[Callable[[], "Outcome"], float | None]]
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,15 @@ def _checks(asked: Asked, more: dict[str, Any]) -> Iterator[Check]:
         if asked.wants("recipe") or config is None:
             yield read.check
     nodes = Nodes(os.environ.get("RAY_ADDRESS") or None)
-    yield from _made(asked, _service_checks(config, nodes))
-    if config is not None:
-        yield from _recipe_checks(asked, config, nodes, more)
+    yield from _made(asked, nodes, _service_checks(config, nodes))
+    if config is None:
+        return
+    failed = []
+    for check in _made(asked, nodes, _recipe_checks(asked, config, nodes)):
+        failed += [check.name] if check.status == "fail" else []
+        yield check
+    if asked.calibrate and asked.wants("hours"):
+        yield _hours(asked, config, failed, more)
 
 
 @dataclass(frozen=True)
@@ -160,31 +173,36 @@ def _read(asked: Asked) -> _Read:
     return _Read(examine("recipe", look, None), read[0] if read else None)
 
 
-def _made(asked: Asked, checks: Mapping[str, Callable[[], Outcome]]) -> Iterator[Check]:
-    from cluster.nodes import LIMIT_S as NODES_S
-    from pipelines.doctor.check import LIMIT_S, examine
+def _made(asked: Asked, nodes: Nodes, checks: Checks) -> Iterator[Check]:
+    """The checks that are wanted, one by one. Those of nodes are not made once Ray has not let us in."""
+    from pipelines.doctor.check import Check, examine
 
-    for name, look in checks.items():
+    for name, (look, limit_s) in checks.items():
         if asked.wants(name):
-            # the first check of nodes starts Ray's client, and a process on each
-            yield examine(name, look, 2 * NODES_S if name in ("ray", "versions", "clocks", "disk") else LIMIT_S)
+            if nodes.failed and name in _OF_NODES:
+                yield Check(name, "warn", "not looked at: Ray does not let us in.", "Cure that first.")
+            else:
+                yield examine(name, look, limit_s)
 
 
-def _service_checks(config: RunConfig | None, nodes: Nodes) -> dict[str, Callable[[], Outcome]]:
+def _service_checks(config: RunConfig | None, nodes: Nodes) -> Checks:
     from cluster.doctor import service_checks
     from cluster.nodes import node_checks
     from pipelines.doctor import services
+    from pipelines.doctor.check import LIMIT_S
     from pipelines.home import default_store, default_tracking_uri, home
 
     store = str(config.checkpoint.uri) if config else f"{default_store()}/checkpoints"
     tracking = str(config.tracking.uri) if config else default_tracking_uri()
     experiment = config.tracking.experiment if config else None
-    addresses = _addresses(store, tracking)
-    return {
-        **service_checks(home(), addresses),
-        **node_checks(nodes, cache_needs=lambda: _to_stage(config), shm_needs=lambda: _handed_over(config)),
+    of_services = service_checks(home(), _addresses(store, tracking)) | {
         "checkpoints": lambda: services.store(store),
         "mlflow": lambda: services.mlflow(tracking, experiment),
+    }
+    of_nodes = node_checks(nodes, cache_needs=lambda: _to_stage(config), shm_needs=lambda: _handed_over(config))
+    # a program asks the nodes, which is ended in time
+    return {name: (look, LIMIT_S) for name, look in of_services.items()} | {
+        name: (look, None) for name, look in of_nodes.items()
     }
 
 
@@ -211,28 +229,19 @@ def _handed_over(config: RunConfig | None) -> int:
     return shared_memory_needs(config)
 
 
-def _recipe_checks(asked: Asked, config: RunConfig, nodes: Nodes, more: dict[str, Any]) -> Iterator[Check]:
+def _recipe_checks(asked: Asked, config: RunConfig, nodes: Nodes) -> Checks:
     from pipelines.doctor import memory, recipe, room
-    from pipelines.doctor.check import examine
 
     own_ray = nodes.address is None
-    # (check, seconds): hashing and importing FFCV for the first time take what they take
-    checks: dict[str, tuple[Callable[[], Outcome], float | None]] = {
-        "network": (lambda: recipe.network(config), 60.0),
+    # without a limit: hashing shows its progress, and the program that measures memory is ended in time
+    return {
+        "network": (lambda: recipe.network(config), _IMPORTING_S),
         "data": (lambda: recipe.data(config, say, stage=asked.calibrate), None),
-        "kernels": (lambda: recipe.kernels(config), 60.0),
-        "loader": (lambda: recipe.loader(config), 60.0),
-        "workers": (lambda: room.workers(config, nodes.rows(), own_ray=own_ray), 60.0),
-        "memory": (lambda: memory.memory(config, nodes.rows()), memory.LIMIT_S + 60.0),
+        "kernels": (lambda: recipe.kernels(config), _IMPORTING_S),
+        "loader": (lambda: recipe.loader(config), _IMPORTING_S),
+        "workers": (lambda: room.workers(config, nodes.rows(), own_ray=own_ray), None),
+        "memory": (lambda: memory.memory(config, nodes.rows(), say), None),
     }
-    failed = []
-    for name, (look, limit_s) in checks.items():
-        if asked.wants(name):
-            check = examine(name, look, limit_s)
-            failed += [name] if check.status == "fail" else []
-            yield check
-    if asked.calibrate and asked.wants("hours"):
-        yield _hours(asked, config, failed, more)
 
 
 def _hours(asked: Asked, config: RunConfig, failed: list[str], more: dict[str, Any]) -> Check:

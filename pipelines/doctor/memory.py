@@ -14,6 +14,7 @@ from pipelines.data.cache import size
 from pipelines.doctor import trial
 from pipelines.doctor.check import Outcome
 from pipelines.doctor.room import Nodes, most_together, share
+from pipelines.progress import Say
 
 LIMIT_S = 180.0
 _SMALL, _LARGER = 2, 8  # images of the two batches
@@ -44,13 +45,24 @@ def line_through(base: float, peaks: Sequence[tuple[int, float]], image_bytes: f
     return Line(max(low - slope * few, base), slope + image_bytes)
 
 
-def memory(config: RunConfig, nodes: Nodes) -> Outcome:
+def memory(config: RunConfig, nodes: Nodes, say: Say) -> Outcome:
     """The workers that may share a node fit into what is free there; says the largest batch that does."""
+    say("trying a worker's step, for the memory that it takes")
     images = share(config)
     batches = sorted({min(_SMALL, images), min(_LARGER, images)})
     found = trial.run("memory", config, limit_s=LIMIT_S, batches=batches)
     line = line_through(found["base"], found["peaks"], _image_bytes(config) if found["device"] == "cpu" else 0)
+    line = line._replace(fixed=line.fixed + _beside(config, found))
     return _judged(config, line, images, _tightest(config, nodes, found))
+
+
+def _beside(config: RunConfig, found: Mapping[str, Any]) -> float:
+    """Of weights and optimiser's state: what one worker alone without checkpoints has no copies of.
+
+    A checkpoint's copy, which the thread that stores it holds, in the CPU's memory; DDP's of the gradients.
+    """
+    copied = found["weights"] + found["optimizer"] if found["device"] == "cpu" else 0
+    return float(copied + (found["weights"] if config.run.most_workers > 1 else 0))
 
 
 def _image_bytes(config: RunConfig) -> float:

@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def _memory(config: RunConfig, batches: list[int]) -> dict[str, Any]:
-    """Peak bytes of steps on so many random images each, ascending, and what the process took before them."""
+    """Peak bytes of steps on so many random images each, ascending; before them; of weights and optimiser's state."""
     import torch
 
     from pipelines.doctor.worker import Stepper, import_what_workers_do, peak_bytes
@@ -132,7 +132,7 @@ def _memory(config: RunConfig, batches: list[int]) -> dict[str, Any]:
         stepper.step(batch)
         peaks.append([batch, peak_bytes(device)])
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() if device.type == "cuda" else None
-    return {"device": device.type, "base": base, "peaks": peaks, "free": free}
+    return {"device": device.type, "base": base, "peaks": peaks, "free": free} | stepper.state_bytes()
 
 
 class _Enough(Exception):

@@ -65,6 +65,14 @@ class Stepper:
                 loss_weight=0.0,  # images of noise must not make weights infinite
             )
 
+    def state_bytes(self) -> dict[str, int]:
+        """Of `weights`, and of the `optimizer` once it has made a step."""
+        states = (each for state in self._optimizer.state.values() for each in state.values())
+        return {
+            "weights": sum(each.nbytes for each in self._network.parameters()),
+            "optimizer": sum(each.nbytes for each in states if isinstance(each, Tensor)),
+        }
+
 
 def _network(config: RunConfig, device: torch.device) -> torch.nn.Module:
     """As `pipelines.loop.worker` makes it."""

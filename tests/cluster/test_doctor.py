@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import doctor, node_probe, nodes
+from cluster import doctor, node_probe, nodes, secrecy
 from cluster.doctor import Addresses
 
 NOWHERE = Addresses("", "sqlite:///mlflow.db", "", "")
@@ -120,7 +120,7 @@ def test_models_run_no_code(variables: dict[str, str], status: str, monkeypatch:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert doctor.no_code_in_models()[0] == status
+    assert secrecy.no_code_in_models()[0] == status
 
 
 def test_a_readable_file_behind_a_shut_door_is_none(tmp_path: Path) -> None:
@@ -129,6 +129,6 @@ def test_a_readable_file_behind_a_shut_door_is_none(tmp_path: Path) -> None:
     path.write_text("token")
     path.chmod(0o604)
     reached = all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
-    assert doctor._is_reached(path) is reached
+    assert secrecy._is_reached(path) is reached
     path.parent.chmod(0o700)
-    assert not doctor._is_reached(path)
+    assert not secrecy._is_reached(path)

@@ -126,9 +126,16 @@ def test_a_wrong_ray_token(client, recipe, doctor, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     checks = doctor(recipe, only=["ray", "versions", "workers"])
     _failed(checks, "ray", "refuses the token", "RAY_AUTH_TOKEN_PATH")
-    _failed(checks, "versions", "not looked at")  # and not asked for again
+    for name in ("versions", "workers"):
+        assert (checks[name]["status"], checks[name]["detail"][:13]) == ("warn", "not looked at")
 
 
+def test_a_ray_head_that_is_down(client, doctor, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    _failed(doctor(only=["ray"]), "ray", "No Ray head answers at 127.0.0.1:9", "agmm up")
+
+
+@pytest.mark.slow
 def test_a_node_with_another_version(client, doctor, monkeypatch, tmp_path):
     root = Path(cli.__file__).parents[2]
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
@@ -216,6 +223,25 @@ def test_a_secret_in_arguments(client, doctor):
         finally:
             shown.kill()
     _failed(checks, "secrets shown", f"process {shown.pid}", "file of mode 0600")
+    assert secret not in str(checks)
+
+
+def test_a_secret_in_the_runtime_environment_of_a_job(client, doctor):
+    from ray.job_submission import JobSubmissionClient
+
+    from cluster.job import authorization
+
+    secret = known_secrets(client).mlflow_password
+    head = JobSubmissionClient(client.dashboard_url, headers=authorization(client.dashboard_url))
+    assert doctor(only=["secrets shown"])["secrets shown"]["status"] == "pass"
+    job = head.submit_job(entrypoint="true", runtime_env={"env_vars": {"PASSWORD": secret}})
+    try:
+        checks = doctor(only=["secrets shown"])
+    finally:
+        while head.get_job_status(job) not in ("SUCCEEDED", "FAILED"):
+            time.sleep(0.2)
+        head.delete_job(job)
+    _failed(checks, "secrets shown", "runtime environment of a Ray job", "agmm up")
     assert secret not in str(checks)
 
 

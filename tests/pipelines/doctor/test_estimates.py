@@ -26,6 +26,7 @@ def test_one_batch_gives_what_it_can():
     assert memory.line_through(100.0, [(1, 140.0)], image_bytes=0.0) == (100.0, 40.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [96])
 def test_the_line_is_true_of_a_larger_batch(tiny_tree, images):
     """24 MB of activations and more an image, beside which what else a process holds is small."""
@@ -50,16 +51,24 @@ def test_the_line_is_true_of_a_larger_batch(tiny_tree, images):
     ],
 )
 def test_workers_that_may_share_a_node_share_its_memory(tiny_tree, monkeypatch, workers, cpus, free, status, largest):
-    found = {"device": "cpu", "base": 5e7, "peaks": [[2, 1.2e8], [8, 1.8e8]], "free": None}
+    found = {
+        "device": "cpu",
+        "base": 5e7,
+        "peaks": [[2, 1.2e8], [8, 1.8e8]],
+        "free": None,
+        "weights": 0,
+        "optimizer": 0,
+    }
     monkeypatch.setattr(trial, "run", lambda *_, **__: found)
     monkeypatch.setattr(memory, "_image_bytes", lambda _: 0.0)
     nodes = [_node(cpus, 10**12, "large"), _node(cpus, free, "small")]
-    got, detail, _ = memory.memory(_config(tiny_tree, workers=workers), nodes)
+    got, detail, _ = memory.memory(_config(tiny_tree, workers=workers), nodes, lambda _: None)
     assert got == status
     assert f"data.batch_size up to {largest} fits" in detail
     assert "small has" in detail
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_built_says_why(tiny_tree):
     config = parse_config({**tiny_tree, "model": {**tiny_tree["model"], "arch": "agmm_vggsnn"}}, origin="tiny")
     with pytest.raises(Exception, match="VGGSNN has no stem to choose"):
@@ -69,6 +78,14 @@ def test_a_worker_that_cannot_be_built_says_why(tiny_tree):
 def test_a_trial_ends_in_time(tiny_config):
     with pytest.raises(Exception, match="not done after"):
         trial.run("memory", tiny_config, limit_s=0.2, batches=[2])
+
+
+def test_copies_count_once_there_are_several_workers(tiny_tree):
+    """A checkpoint's copy of weights and momentum; and DDP's of the gradients."""
+    found = {"device": "cpu", "weights": 3, "optimizer": 2}
+    assert memory._beside(_config(tiny_tree), found) == 5
+    assert memory._beside(_config(tiny_tree, workers=2), found) == 8
+    assert memory._beside(_config(tiny_tree), {**found, "device": "cuda"}) == 0
 
 
 @pytest.mark.parametrize(
