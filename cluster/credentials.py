@@ -18,7 +18,8 @@ from cluster.settings import LOOPBACK, REGION, service_dir
 MLFLOW_USER = "agmm"
 
 
-def _secret() -> str:
+def new_secret() -> str:
+    """Draw one of 192 bits."""
     return secrets.token_hex(24)
 
 
@@ -28,11 +29,11 @@ class Secrets(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     s3_key: str = Field(default_factory=lambda: secrets.token_hex(10).upper())
-    s3_secret: str = Field(default_factory=_secret)
-    s3_internal: str = Field(default_factory=_secret)
-    mlflow_password: str = Field(default_factory=_secret)
-    mlflow_session: str = Field(default_factory=_secret)
-    ray_token: str = Field(default_factory=_secret)
+    s3_secret: str = Field(default_factory=new_secret)
+    s3_internal: str = Field(default_factory=new_secret)
+    mlflow_password: str = Field(default_factory=new_secret)
+    mlflow_session: str = Field(default_factory=new_secret)
+    ray_token: str = Field(default_factory=new_secret)
 
 
 class CredentialFiles:
@@ -84,6 +85,39 @@ def load_or_create(home: Path, bucket: str, host: str = LOOPBACK) -> Secrets:
     return known
 
 
+def s3_identities(known: Secrets, bucket: str) -> str:
+    """Tell SeaweedFS of the one key pair, and that it opens `bucket` and no other."""
+    identity = {
+        "name": "agmm",
+        "credentials": [{"accessKey": known.s3_key, "secretKey": known.s3_secret}],
+        "actions": [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List", "Tagging")],
+    }
+    return json.dumps({"identities": [identity]})
+
+
+def aws_credentials(known: Secrets) -> str:
+    """Give boto3 the key pair, as its shared credentials file."""
+    return f"[default]\naws_access_key_id = {known.s3_key}\naws_secret_access_key = {known.s3_secret}\n"
+
+
+AWS_CONFIG = f"[default]\nregion = {REGION}\ns3 =\n    addressing_style = path\n"
+
+
+def mlflow_auth(known: Secrets, users: str) -> str:
+    """Tell the MLflow server its first user, and `users`, the address of the data base that keeps them."""
+    lines = [
+        "[mlflow]",
+        "default_permission = NO_PERMISSIONS",
+        f"database_uri = {users.replace('%', '%%')}",
+        f"admin_username = {MLFLOW_USER}",
+        f"admin_password = {known.mlflow_password}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        # Checking the password's hash takes about 150 ms: once per five minutes instead of once per request.
+        "auth_cache_ttl_seconds = 300",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _write_certificates(files: CredentialFiles, host: str) -> None:
     made = certificates.generate(dict.fromkeys([LOOPBACK, "localhost", host]))
     for path, text in zip((files.authority, files.certificate, files.key), made, strict=True):
@@ -91,16 +125,10 @@ def _write_certificates(files: CredentialFiles, host: str) -> None:
 
 
 def _write_s3(files: CredentialFiles, known: Secrets, bucket: str) -> None:
-    identity = {
-        "name": "agmm",
-        "credentials": [{"accessKey": known.s3_key, "secretKey": known.s3_secret}],
-        "actions": [f"{action}:{bucket}" for action in ("Admin", "Read", "Write", "List", "Tagging")],
-    }
-    write_private(files.s3, json.dumps({"identities": [identity]}))
+    write_private(files.s3, s3_identities(known, bucket))
     write_private(files.s3_security, _s3_security(files, known))
-    pair = f"aws_access_key_id = {known.s3_key}\naws_secret_access_key = {known.s3_secret}\n"
-    write_private(files.aws, f"[default]\n{pair}")
-    write_private(files.aws_config, f"[default]\nregion = {REGION}\ns3 =\n    addressing_style = path\n")
+    write_private(files.aws, aws_credentials(known))
+    write_private(files.aws_config, AWS_CONFIG)
 
 
 def _s3_security(files: CredentialFiles, known: Secrets) -> str:
@@ -125,16 +153,5 @@ def _s3_security(files: CredentialFiles, known: Secrets) -> str:
 
 
 def _write_mlflow(files: CredentialFiles, known: Secrets) -> None:
-    users = str(files.mlflow_users).replace("%", "%%")
-    lines = [
-        "[mlflow]",
-        "default_permission = NO_PERMISSIONS",
-        f"database_uri = sqlite:///{users}",
-        f"admin_username = {MLFLOW_USER}",
-        f"admin_password = {known.mlflow_password}",
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
-        # Checking the password's hash takes about 150 ms: once per five minutes instead of once per request.
-        "auth_cache_ttl_seconds = 300",
-    ]
-    write_private(files.mlflow, "\n".join(lines) + "\n")
+    write_private(files.mlflow, mlflow_auth(known, f"sqlite:///{files.mlflow_users}"))
     write_private(files.mlflow_password, known.mlflow_password)

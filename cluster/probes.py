@@ -69,21 +69,26 @@ def probe_s3(services: Services) -> str:
 
 
 def prepare_s3(services: Services) -> str:
+    """Make the bucket, and see that it works."""
+    client = s3_client(services)
+    try:
+        prepare_bucket(client, services.bucket)
+    finally:
+        client.close()
+    return f"bucket {services.bucket}"
+
+
+def prepare_bucket(client: S3Client, bucket: str) -> None:
     """Make the bucket, and see that an object of earlier days can be read and a new one written.
 
     The gateway answers seconds before the volume server has reported its volumes, and fails until then.
     """
-    client = s3_client(services)
-    try:
-        if services.bucket not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
-            client.create_bucket(Bucket=services.bucket)
-        if client.list_objects_v2(Bucket=services.bucket, Prefix=_SENTINEL).get("Contents"):
-            client.get_object(Bucket=services.bucket, Key=_SENTINEL)["Body"].read()
-        client.put_object(Bucket=services.bucket, Key=_SENTINEL, Body=b"ready")
-        client.get_object(Bucket=services.bucket, Key=_SENTINEL)["Body"].read()
-    finally:
-        client.close()
-    return f"bucket {services.bucket}"
+    if bucket not in {known["Name"] for known in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=bucket)
+    if client.list_objects_v2(Bucket=bucket, Prefix=_SENTINEL).get("Contents"):
+        client.get_object(Bucket=bucket, Key=_SENTINEL)["Body"].read()
+    client.put_object(Bucket=bucket, Key=_SENTINEL, Body=b"ready")
+    client.get_object(Bucket=bucket, Key=_SENTINEL)["Body"].read()
 
 
 def probe_mlflow(services: Services) -> str:
