@@ -41,7 +41,7 @@ def why_ill(check: Check, timeout: float = 5.0) -> str | None:
         return str(error) or type(error).__name__
 
 
-def complaints(names: Sequence[str], checks: dict[str, Check] = CHECKS) -> list[str]:
+def complaints(names: Sequence[str], checks: dict[str, Check]) -> list[str]:
     """Say what is wrong with these services, or with all that listen if none is named; empty if nothing is."""
     answers = {name: why_ill(checks[name]) for name in names or checks}
     ill = {name: why for name, why in answers.items() if why is not None and (why or names)}
@@ -53,7 +53,7 @@ def main(names: Sequence[str]) -> int:
     if unknown := set(names) - set(CHECKS):
         sys.stderr.write(f"Unknown: {', '.join(sorted(unknown))}. Known: {', '.join(CHECKS)}.\n")
         return 2
-    found = complaints(names)
+    found = complaints(names, CHECKS)
     sys.stderr.write("".join(f"{line}\n" for line in found))
     return 1 if found else 0
 
