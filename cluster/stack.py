@@ -20,7 +20,7 @@ from cluster.credentials import (
 from cluster.errors import UserError
 
 BUCKET = "agmm"
-DATA_BASE = "postgresql://mlflow@postgres/mlflow"  # the password is libpq's to find, in pgpass
+DATA_BASE = "postgresql+psycopg2://mlflow@postgres/mlflow"  # the password is libpq's to find, in pgpass
 _KEPT = "secrets.json"  # in no container: what the others are made from
 
 

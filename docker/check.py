@@ -13,4 +13,4 @@ for module in ("ffcv", "flask_wtf", "mlflow.server.auth", "psycopg2", "ray.dashb
 missing = [why for part in (passes, packed, native_pixels) if (why := part.why_not())]
 missing += [f"no {program}" for program in ("agmm", "mlflow", "ray", "weed") if shutil.which(program) is None]
 missing += [f"{program} is here" for program in ("cc", "gcc", "g++", "ld", "pip") if shutil.which(program)]
-sys.exit("; ".join(missing))
+sys.exit("; ".join(missing) or None)
