@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -37,8 +37,8 @@ class Pulse:
         self._done = self._steps = 0  # by this process, and since the last item
         self._busy = self._spent = 0.0  # seconds: of the steps since the last item, and of the one under way
         self.notes: dict[str, float] = {}  # what else it tells, by name
-        self._seconds: Counter[str] = Counter()  # by phase, without the one under way
-        self._lapped: Counter[str] = Counter()  # what the laps so far had
+        self._seconds: dict[str, float] = defaultdict(float)  # by phase, without the one under way
+        self._lapped: dict[str, float] = {}  # what the laps so far had
 
     def phase(self, name: str, step: int | None = None) -> None:
         """The rank begins a phase, of optimiser step `step` (from 1) or the same as before.
@@ -69,15 +69,14 @@ class Pulse:
         """Seconds by phase since the last lap."""
         with self._lock:
             now = self._so_far()
-            lap = {name: seconds - self._lapped[name] for name, seconds in now.items()}
+            lap = {name: seconds - self._lapped.get(name, 0.0) for name, seconds in now.items()}
             self._lapped = now
             return lap
 
-    def _so_far(self) -> Counter[str]:
+    def _so_far(self) -> dict[str, float]:
         """Seconds by phase since the process began to count, that under way included."""
-        now = self._seconds.copy()
-        now[self._phase] += self._clock() - self._since
-        return now
+        under_way = self._clock() - self._since
+        return self._seconds | {self._phase: self._seconds[self._phase] + under_way}
 
     def item(self) -> dict[str, Any]:
         """What the rank tells: `since` is the seconds in the phase, `busy` the mean of its own seconds in a step.
@@ -99,7 +98,7 @@ class Pulse:
                 "busy": busy / steps if steps else 0.0,
                 "steps": steps,
                 "done": self._done,
-                "seconds": dict(self._so_far()),
+                "seconds": self._so_far(),
                 "notes": dict(self.notes),
             }
 

@@ -24,7 +24,7 @@ class Window:
     steps: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
-    spent: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))  # by phase
+    spent: list[float] = field(default_factory=lambda: [0.0] * len(PHASES), kw_only=True)  # by phase
 
     def add(self, result: Mapping[str, float], images: int, flops: float = 0.0) -> None:
         """Count a step."""
