@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.credentials import CredentialFiles, Secrets
-from cluster.job import authorization
+from cluster.jobs.client import authorization
 from cluster.nodes import Outcome
 from cluster.settings import service_dir
 

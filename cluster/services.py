@@ -95,8 +95,8 @@ def _running(home: Path, settings: ServiceSettings, say: Say) -> Services | None
 
 
 def _check_same(settings: ServiceSettings, running: Services) -> None:
-    """Refuse to call services that speak plain text, or listen elsewhere, those that were asked for."""
-    asked = settings.model_fields_set & {"host", "tls"}
+    """Refuse to call services that speak plain text, listen elsewhere or tell more, those that were asked for."""
+    asked = settings.model_fields_set & {"host", "tls", "metrics"}
     if differing := sorted(name for name in asked if getattr(settings, name) != getattr(running, name)):
         raise UserError(
             f"The services run with another --{' and --'.join(differing)}: {_addresses(running)}. "
@@ -162,6 +162,7 @@ def _plan(settings: ServiceSettings, home: Path) -> tuple[Services, list[int]]:
         sockets=commands.s3_sockets(spare),
         host=settings.host,
         tls=settings.tls,
+        metrics=settings.metrics,
     )
     return services, spare
 

@@ -42,7 +42,8 @@ class ServiceSettings(BaseModel):
     """What `up` starts. A port of 0 means any free port; `num_cpus` of None lets Ray count the cores.
 
     `host` is where S3 and MLflow listen; wider than loopback they speak TLS only. The Ray head stays on loopback:
-    whoever is let in runs commands, and its dashboard has no TLS.
+    whoever is let in runs commands, and its dashboard has no TLS. With `metrics`, whoever is on this machine reads Ray's
+    and those of runs: Ray asks no token for them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +57,7 @@ class ServiceSettings(BaseModel):
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")] = "agmm"
     host: Host = LOOPBACK
     tls: bool = False
+    metrics: bool = False
 
     @model_validator(mode="after")
     def _no_password_in_plain_text(self) -> ServiceSettings:
@@ -107,6 +109,7 @@ class Services(BaseModel):
     complete: bool = False
     host: Host = LOOPBACK
     tls: bool = False
+    metrics: bool = False
 
     @property
     def s3_url(self) -> str:

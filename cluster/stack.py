@@ -33,7 +33,7 @@ class StackSecrets(Secrets):
 def write_secrets(folder: Path) -> list[Path]:
     """Generate the secrets below `folder`, or read those that are there, and write every file. Returns the files.
 
-    UserError if the folder cannot be used: servers keep their passwords, so what is there is never replaced by new ones.
+    UserError if the folder cannot be used: servers keep their passwords, so what is there is never replaced.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def _load_or_create(path: Path) -> StackSecrets:
             return StackSecrets.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise UserError(
-                f"{path} is damaged. Restore it: servers that were started with it know no other. To begin anew, remove "
-                "the folder, and the volumes too: docker compose down --volumes."
+                f"{path} is damaged. Restore it: servers that were started with it know no other. To begin anew, "
+                "remove the folder, and the volumes too: docker compose down --volumes."
             ) from error
     known = StackSecrets()
     write_private(path, known.model_dump_json())

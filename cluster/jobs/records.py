@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from cluster.errors import ServiceError
+from cluster.errors import ServiceError, UserError
 from cluster.jobs.client import Head
 from cluster.jobs.follow import follow
 from cluster.settings import JOB_STOP_WAIT
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PAUSE_S = 0.2
 _STOP_S = float(JOB_STOP_WAIT["RAY_JOB_STOP_WAIT_TIME_S"]) + 30.0
 
@@ -43,19 +45,31 @@ def jobs_list(head: Head) -> list[Job]:
     return sorted(jobs, key=lambda job: job.started or datetime.min.replace(tzinfo=UTC), reverse=True)
 
 
+def job_name(name: str) -> str:
+    """The id itself, once it is one: it becomes part of an address, and `../` would lead to another page of the head.
+
+    Raises UserError.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no id of a job: letters, digits, dots, dashes, underscores. See `agmm jobs list`."
+        )
+    return name
+
+
 def job_of(head: Head, name: str) -> Job:
     """What the head knows of one job. Raises RuntimeError, which `connected` explains, for one that it does not."""
-    return _job(head.client.get_job_info(name))
+    return _job(head.client.get_job_info(job_name(name)))
 
 
 def job_logs(head: Head, name: str) -> str:
     """Return the whole log of a job, so far."""
-    return str(head.client.get_job_logs(name))
+    return str(head.client.get_job_logs(job_name(name)))
 
 
 def job_follow(head: Head, name: str, say: Callable[[str], None]) -> int:
     """Print the log of a job until it ends; its exit code. See `follow`."""
-    head.client.get_job_info(name)  # an unknown one is told before anything is followed
+    head.client.get_job_info(job_name(name))  # an unknown one is told before anything is followed
     return follow(head, name, say)
 
 
@@ -65,7 +79,7 @@ def job_stop(head: Head, name: str, *, wait: bool = False, say: Callable[[str], 
     With `wait`, return when it has: one that trains saves a checkpoint first. Raises ServiceError where it does not end
     in the time that the head gives it.
     """
-    if not head.client.stop_job(name):
+    if not head.client.stop_job(job_name(name)):
         return False
     if wait:
         say(f"waiting for {name} to end, for at most {_STOP_S:.0f} s")

@@ -26,8 +26,8 @@ from pipelines.cli import (
     export,
     jobs,
     models,
-    operators,
     runs,
+    secrets,
     services,
     tune,
 )
@@ -45,7 +45,7 @@ def agmm() -> None:
     """Train, track and ship binary spiking neural networks: 1-bit weights, 0/1 spikes."""
 
 
-cluster.cluster.add_command(operators.dashboard)
+cluster.cluster.add_command(secrets.secrets)
 
 for _command in (
     services.up,

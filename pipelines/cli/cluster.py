@@ -35,12 +35,7 @@ def render(target: str, path: str | None, overrides: tuple[str, ...], out: Path 
         raise click.BadParameter(f"{target!r} is not one of {', '.join(get_args(Target))}.", param_hint="--to")
     settings = _settings(path, overrides)
     _check_recipe(settings)
-    text = renderers.render(target, settings)
-    if out is None:
-        click.echo(text, nl=False)
-        return
-    _write(out, text)
-    say(f"wrote {out}")
+    _give(out, renderers.render(target, settings))
 
 
 @cluster.command()
@@ -49,6 +44,15 @@ def schema() -> None:
     from cluster.manifests.settings import ClusterSettings
 
     click.echo(json.dumps(ClusterSettings.model_json_schema(), indent=2))
+
+
+@cluster.command()
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to; default stdout.")
+def dashboard(out: Path | None) -> None:
+    """Write the Grafana dashboard of training runs: import it, and choose the Prometheus that scrapes Ray."""
+    from cluster.dashboard import dashboard as read
+
+    _give(out, read())
 
 
 def _settings(path: str | None, overrides: tuple[str, ...]) -> ClusterSettings:
@@ -84,10 +88,15 @@ def _check_recipe(settings: ClusterSettings) -> None:
         load_recipe(settings.job.recipe, overrides(settings))
 
 
-def _write(out: Path, text: str) -> None:
+def _give(out: Path | None, text: str) -> None:
+    """Write it where it was asked for, by default to stdout."""
     from pipelines.errors import UserError
 
+    if out is None:
+        click.echo(text, nl=False)
+        return
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"Cannot write {out}: {error}.") from error
+        raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
+    say(f"wrote {out}")

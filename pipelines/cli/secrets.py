@@ -17,4 +17,6 @@ def secrets(folder: Path) -> None:
 
     files = write_secrets(folder.absolute())
     say(f"{len(files)} files in {folder}: for your eyes only, and for the containers' user of the same number.")
-    say(f"MLflow's page asks for what {folder / 'mlflow-credentials'} says, Ray's for the token in {folder / 'ray-token'}.")
+    say(
+        f"MLflow's page asks for what {folder / 'mlflow-credentials'} says, Ray's for what {folder / 'ray-token'} does."
+    )

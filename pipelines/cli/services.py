@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from pipelines.cli.output import say, table
-from pipelines.secrets import refuse_credentials
 
 _ADDRESSES = ("AGMM_STORE", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
@@ -40,6 +38,7 @@ def own_head() -> str:
 @click.option("--ray-port", type=int, default=6379, show_default=True)
 @click.option("--tls/--no-tls", default=None, help="S3 and MLflow by HTTPS only, with a certificate made here.")
 @click.option("--host", metavar="ADDRESS", help="Where S3 and MLflow listen; default 127.0.0.1, any other needs --tls.")
+@click.option("--metrics/--no-metrics", default=None, help="Serve Ray's and runs' metrics to anybody on this machine.")
 def up(**options: Any) -> None:
     """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one.
 

@@ -8,17 +8,14 @@ import os
 import stat
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import boto3
 import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from cluster import jobs, services
+from cluster import services
 from cluster.credentials import CredentialFiles
-from cluster.errors import UserError
 from cluster.probes import known_secrets
 from cluster.settings import Services, ServiceSettings
 from tests.cluster.listeners import family
@@ -109,8 +106,6 @@ def test_an_mlflow_artifact_ends_in_s3(client: Services) -> None:
     keys = [each["Key"] for each in s3.list_objects_v2(Bucket=client.bucket, Prefix="mlflow/")["Contents"]]
     assert [key for key in keys if key.endswith("/notes/a.txt")]
     s3.close()
-
-
 
 
 def test_only_this_user_reads_the_secrets(running: Services) -> None:

@@ -32,7 +32,11 @@ def test_files_are_private_and_made_once(tmp_path: Path) -> None:
 def test_each_secret_is_another(tmp_path: Path) -> None:
     for name in ("one", "two"):
         stack.write_secrets(tmp_path / name)
-    drawn = [value for name in ("one", "two") for value in json.loads((tmp_path / name / "secrets.json").read_text()).values()]
+    drawn = [
+        value
+        for name in ("one", "two")
+        for value in json.loads((tmp_path / name / "secrets.json").read_text()).values()
+    ]
     assert len(set(drawn)) == len(drawn) == 14
 
 

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from cluster import job, services
+from cluster import jobs, services
 from cluster.errors import ServiceError
 from cluster.settings import Services
 from tests.cluster.listeners import family
@@ -24,7 +24,8 @@ pytestmark = [
 def test_down_leaves_nothing(client: Services, capsys: pytest.CaptureFixture[str]) -> None:
     """Also not what a job started and left to itself."""
     script = "import subprocess as s; print('pid', s.Popen(['sleep', '987'], start_new_session=True).pid)"
-    assert job.submit(["python", "-c", script], say=lambda _: None) == 0
+    with jobs.connected() as head:
+        assert jobs.submit(head, ["python", "-c", script], shared=True, say=lambda _: None) == 0
     words = capsys.readouterr().out.split()
     left_alone = psutil.Process(int(words[words.index("pid") + 1]))
     assert left_alone not in psutil.Process(client.processes[2].pid).children(recursive=True)
@@ -41,5 +42,5 @@ def test_down_leaves_nothing(client: Services, capsys: pytest.CaptureFixture[str
     assert services.status(client.home) == []
     assert services.environment(client.home) == {}
     assert not services.down(client.home, said.append)
-    with pytest.raises(ServiceError, match="agmm up"):
-        job.jobs_list(client.dashboard_url)
+    with pytest.raises(ServiceError, match="agmm up"), jobs.connected(client.dashboard_url):
+        pass

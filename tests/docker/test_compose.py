@@ -1,4 +1,4 @@
-"""The compose file without an engine: what is reachable, what is secret, what is bounded, and that it agrees with the code."""
+"""The compose file without an engine: what is reachable, what is secret, what is bounded, and that code agrees."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def test_mlflow_finds_its_data_base_and_bucket():
     assert f"--backend-store-uri={stack.DATA_BASE}" in command
     assert f"--artifacts-destination=s3://{stack.BUCKET}/mlflow" in command
     environment = SERVICES["postgres"]["environment"]
-    assert f"postgresql+psycopg2://{environment['POSTGRES_USER']}@postgres/{environment['POSTGRES_DB']}" == stack.DATA_BASE
+    assert (
+        f"postgresql+psycopg2://{environment['POSTGRES_USER']}@postgres/{environment['POSTGRES_DB']}" == stack.DATA_BASE
+    )
 
 
 def test_a_node_is_told_what_a_local_one_is(tmp_path, monkeypatch):

@@ -229,7 +229,7 @@ def test_a_secret_in_arguments(client, doctor):
 def test_a_secret_in_the_runtime_environment_of_a_job(client, doctor):
     from ray.job_submission import JobSubmissionClient
 
-    from cluster.job import authorization
+    from cluster.jobs.client import authorization
 
     secret = known_secrets(client).mlflow_password
     head = JobSubmissionClient(client.dashboard_url, headers=authorization(client.dashboard_url))

@@ -29,7 +29,7 @@ def _agmm(*words):
 @pytest.fixture
 def targets(own_home):
     """The addresses that Ray tells Prometheus, in the file that it writes for it."""
-    subprocess.run(_agmm("up", *ANY_PORT), check=True, capture_output=True)
+    subprocess.run(_agmm("up", "--metrics", *ANY_PORT), check=True, capture_output=True)
     try:
         state = json.loads(next(Path(os.environ["AGMM_HOME"]).rglob("state.json")).read_text())
         found = Path(state["runtime_dir"]) / "r" / "prom_metrics_service_discovery.json"
