@@ -25,7 +25,9 @@ from pipelines.errors import ServiceError
 from pipelines.home import home
 from pipelines.loop.keeping import keep
 from pipelines.loop.measure import Measures
+from pipelines.loop.profile import Profiler
 from pipelines.loop.state import Plan, State
+from pipelines.loop.utilisation import Utilisation
 from pipelines.loop.world import Outside, World
 from pipelines.network import build_network, build_optimizer, normalise
 from pipelines.progress import Progress, Say
@@ -143,7 +145,8 @@ def _trained(store: Store, scratch: Path, size: Size) -> tuple[Plan, State]:
     network = build_network(config.model)
     optimizer, criterion = build_optimizer(network, config.optim), build_criterion(config, network, world.device)
     measures = Measures(network, config, world.sum, world.size)
-    state = State(network, network, optimizer, criterion, measures, signs(network))
+    beside = Utilisation(config.model, world, config.run.precision), Profiler(config.run.profile, world, outside)
+    state = State(network, network, optimizer, criterion, measures, *beside, signs(network))
     return Plan(config, world, outside, train, val, code_version()), state
 
 

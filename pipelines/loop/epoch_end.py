@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch.distributed as dist
@@ -44,7 +44,7 @@ def finish_epoch(plan: Plan, state: State) -> None:
         )
 
 
-def _speed(plan: Plan, state: State) -> Mapping[str, float]:
+def _speed(plan: Plan, state: State) -> dict[str, float]:
     """How fast this process has been since its first report, the time of this validation included."""
     if not state.windows:
         return {}

@@ -75,7 +75,7 @@ def test_a_run_is_seen_while_it_trains(targets, tiny_tree, tmp_path):
                 time.sleep(1)
         finally:
             process.terminate()
-            process.wait(timeout=90)
+            process.wait(timeout=240)
     assert {target.split(":")[0] for target in targets()} == {"127.0.0.1"}
     for found in samples.values():
         assert {sample.labels["recipe"] for sample in found} == {"tiny"}
