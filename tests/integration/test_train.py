@@ -79,8 +79,11 @@ def test_a_killed_worker_does_not_end_the_run(recipe, tmp_path):
 
 
 def test_interrupted_then_resumed(recipe, tmp_path):
-    """Ctrl-C leaves a KILLED run and no process; --resume goes on with the same run; a changed tree is refused."""
-    command = _agmm("train", str(recipe), "--json")
+    """Ctrl-C leaves a KILLED run and no process; --resume goes on with the same run; a changed tree is refused.
+
+    The first start says what a job says that may have been restarted: --resume --or-start.
+    """
+    command = _agmm("train", str(recipe), "--json", "--resume", "--or-start")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         _wait_for_checkpoint(tmp_path / "checkpoints", process)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -88,6 +91,7 @@ def test_interrupted_then_resumed(recipe, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert "no run of 'tiny' to go on with: starting one" in err
     assert "interrupted: saved attempt-0001-step-" in err
     assert out == ""
     _, alive = psutil.wait_procs(family, timeout=20)
@@ -97,7 +101,7 @@ def test_interrupted_then_resumed(recipe, tmp_path):
     assert client.get_run(folder.name).info.status == "KILLED"
 
     refused = subprocess.run(
-        _agmm("train", str(recipe), "--json", "--resume", "--set", "optim.lr=0.2"),
+        _agmm("train", str(recipe), "--json", "--resume", "--or-start", "--set", "optim.lr=0.2"),
         capture_output=True,
         text=True,
         check=False,
