@@ -82,8 +82,8 @@ def _asked(address: str) -> dict[str, Any]:
         answer = output.read()
     if not answer:
         raise ServiceError(
-            f"Cannot use the Ray head at {address} ({last or f'no answer within {LIMIT_S:.0f} s'}). Check `agmm status`, "
-            "RAY_ADDRESS, and that Python and Ray are the same versions here and there."
+            f"Cannot use the Ray head at {address} ({last or f'no answer within {LIMIT_S:.0f} s'}). "
+            "Check `agmm status` and RAY_ADDRESS, and that Python and Ray are the same versions here and there."
         )
     return dict(json.loads(answer))
 
