@@ -21,7 +21,8 @@ def known_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, bytes]:
     """The secrets of an environment, by the variable that holds one or names the file that does."""
     found = {name: value.strip().encode() for name, value in environ.items() if _NAME.search(name)}
     for name, value in environ.items():
-        if _FILE.search(name):
+        if _FILE.search(name) or Path(value).is_file():
+            found.pop(name, None)  # it says where a secret is: RAY_TLS_SERVER_KEY
             found |= {f"{name}{part}": secret.encode() for part, secret in _of_file(Path(value))}
     return {name: secret for name, secret in found.items() if len(secret) >= _LEAST}
 

@@ -45,31 +45,19 @@ def jobs_list(head: Head) -> list[Job]:
     return sorted(jobs, key=lambda job: job.started or datetime.min.replace(tzinfo=UTC), reverse=True)
 
 
-def job_name(name: str) -> str:
-    """The id itself, once it is one: it becomes part of an address, and `../` would lead to another page of the head.
-
-    Raises UserError.
-    """
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"{name!r} is no id of a job: letters, digits, dots, dashes, underscores. See `agmm jobs list`."
-        )
-    return name
-
-
 def job_of(head: Head, name: str) -> Job:
     """What the head knows of one job. Raises RuntimeError, which `connected` explains, for one that it does not."""
-    return _job(head.client.get_job_info(job_name(name)))
+    return _job(head.client.get_job_info(checked_name(name)))
 
 
 def job_logs(head: Head, name: str) -> str:
     """Return the whole log of a job, so far."""
-    return str(head.client.get_job_logs(job_name(name)))
+    return str(head.client.get_job_logs(checked_name(name)))
 
 
 def job_follow(head: Head, name: str, say: Callable[[str], None]) -> int:
     """Print the log of a job until it ends; its exit code. See `follow`."""
-    head.client.get_job_info(job_name(name))  # an unknown one is told before anything is followed
+    head.client.get_job_info(checked_name(name))  # an unknown one is told before anything is followed
     return follow(head, name, say)
 
 
@@ -79,7 +67,7 @@ def job_stop(head: Head, name: str, *, wait: bool = False, say: Callable[[str], 
     With `wait`, return when it has: one that trains saves a checkpoint first. Raises ServiceError where it does not end
     in the time that the head gives it.
     """
-    if not head.client.stop_job(job_name(name)):
+    if not head.client.stop_job(checked_name(name)):
         return False
     if wait:
         say(f"waiting for {name} to end, for at most {_STOP_S:.0f} s")
@@ -91,6 +79,15 @@ def job_stop(head: Head, name: str, *, wait: bool = False, say: Callable[[str], 
                 )
             time.sleep(_PAUSE_S)
     return True
+
+
+def checked_name(name: str) -> str:
+    """Refuse what is no job's id: it becomes part of an address, and `../` would lead to another page of the head."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no id of a job: letters, digits, dots, dashes, underscores. See `agmm jobs list`."
+        )
+    return name
 
 
 def _job(details: Any) -> Job:

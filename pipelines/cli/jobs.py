@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli.output import JSON, say, show, table
 from pipelines.cli.services import own_head, use_services
+from pipelines.secrets import refuse_credentials
 
 if TYPE_CHECKING:
     from cluster.jobs import Head, Job
@@ -50,6 +52,9 @@ def _head(address: str | None, ca: str | None) -> Iterator[Head]:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(address: str | None, ca: str | None, command: tuple[str, ...], **how: Any) -> int:
     """Run COMMAND as a Ray job and follow its log: agmm submit -- agmm train RECIPE. The exit code is the job's."""
+    for recipe in (Path(word) for word in command if word.endswith((".yaml", ".yml"))):
+        if recipe.is_file():  # it travels with the job
+            refuse_credentials([recipe.read_text(encoding="utf-8", errors="replace")], str(recipe))
     from cluster.jobs import submit as submit_job
     from pipelines.version import code_version
 

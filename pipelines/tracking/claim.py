@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -34,7 +34,8 @@ def claimed(run_id: str, wait_s: float = _WAIT_S) -> Iterator[None]:
     except Timeout as error:
         raise being_trained(run_id, _name_in(holder)) from error
     try:
-        holder.write_text(name_of(process_tags()), encoding="utf-8")
+        with suppress(OSError):  # a full disk: the lock holds without it
+            holder.write_text(name_of(process_tags()), encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)

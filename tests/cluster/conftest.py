@@ -1,13 +1,13 @@
-"""One real stack for the tests of this folder that need one: S3, MLflow and a Ray head on free ports.
+"""One real stack for the tests of this folder that need one: S3, MLflow and a Ray head, whose agmm is not quite this.
 
-With TLS, and S3 and MLflow at an address of their own; tests/integration has the stack without. The head's agmm is not
-quite this one, so that jobs bring theirs.
+With TLS, and S3 and MLflow at an address of their own; tests/integration has the stack without.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,18 +22,22 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     home = tmp_path_factory.mktemp("home")
     ports = dict.fromkeys(("s3_port", "mlflow_port", "dashboard_port", "ray_port"), 0)
     settings = ServiceSettings(home=home, **ports, num_cpus=1, host="127.0.0.2", tls=True)
-    other = home / "other-agmm"
-    for name in PACKAGES:
-        shutil.copytree(package_folders()[name], other / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "pipelines" / "version.py").open("a") as file:
-        file.write("\nOTHER = True\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(_other_agmm(home)))
+        started = services.up(settings)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(other))
-            started = services.up(settings)
         yield started
     finally:
         services.down(home)
+
+
+def _other_agmm(home: Path) -> Path:
+    folder = home / "other-agmm"
+    for name in PACKAGES:
+        shutil.copytree(package_folders()[name], folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "pipelines" / "version.py").open("a") as file:
+        file.write("\nOTHER = True\n")
+    return folder
 
 
 @pytest.fixture

@@ -12,13 +12,7 @@ from cluster.errors import ServiceError
 from cluster.settings import Services
 from tests.cluster.listeners import family
 
-pytestmark = [
-    pytest.mark.s3,
-    pytest.mark.ray,
-    pytest.mark.timeout(120),
-    # Ray 2.60 follows a job's log with an argument that aiohttp 3.14 renamed.
-    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
-]
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.timeout(120)]
 
 
 def test_down_leaves_nothing(client: Services, capsys: pytest.CaptureFixture[str]) -> None:

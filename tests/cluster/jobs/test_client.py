@@ -16,6 +16,7 @@ import pytest
 
 from cluster.errors import ServiceError, UserError
 from cluster.jobs import connected
+from cluster.jobs.records import checked_name
 from cluster.processes import free_ports
 from tests.tls_proxy import Authority
 
@@ -62,6 +63,12 @@ def test_an_address_with_a_password_is_not_shown() -> None:
     with pytest.raises(UserError, match="RAY_AUTH_TOKEN_PATH") as caught:
         _reach("https://me:planted@head.invalid")
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../version", "/etc", "a/b", "a%2fb", "a?b", "a b", "a\n", "a" * 200])
+def test_a_name_that_leads_elsewhere(name: str) -> None:
+    with pytest.raises(UserError, match="no id of a job"):
+        checked_name(name)
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:

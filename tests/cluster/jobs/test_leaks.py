@@ -29,7 +29,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
         "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "aws"),
         "SSL_CERT_FILE": str(tmp_path / "ca"),
-        "TLS_KEY_FILE": str(tmp_path / "key"),
+        "RAY_TLS_SERVER_KEY": str(tmp_path / "key"),
         "LD_LIBRARY_PATH": f"{tmp_path}:/lib",
         "GONE_FILE": str(tmp_path / "none"),
         "HOME": str(tmp_path),
@@ -41,7 +41,7 @@ def test_secrets_are_found_in_variables_and_files(environ: dict[str, str]) -> No
         "AWS_SHARED_CREDENTIALS_FILE (aws_secret_access_key)",
         "MLFLOW_TRACKING_PASSWORD",
         "RAY_AUTH_TOKEN_PATH",
-        "TLS_KEY_FILE",
+        "RAY_TLS_SERVER_KEY",
         "WANDB_API_KEY",
     ]
 
