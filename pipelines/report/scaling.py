@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def scaling(
     return figure
 
 
-def _ticks(column: Sequence[Axes], workers: Sequence[int]) -> None:
+def _ticks(column: Iterable[Axes], workers: Sequence[int]) -> None:
     for axes in column:
         axes.set_xscale("log", base=2)
         axes.set_xticks(workers[::2], [str(each) for each in workers[::2]])
