@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from cluster import certificates
 from cluster.credentials import (
     AWS_CONFIG,
     MLFLOW_USER,
@@ -15,12 +16,16 @@ from cluster.credentials import (
     mlflow_auth,
     new_secret,
     s3_identities,
+    s3_security,
     write_private,
 )
 from cluster.errors import UserError
+from cluster.settings import LOOPBACK
 
 BUCKET = "agmm"
 DATA_BASE = "postgresql+psycopg2://mlflow@postgres/mlflow"  # the password is libpq's to find, in pgpass
+_INSIDE = Path("/run/secrets")  # where compose shows them to a container
+_PEM = ("s3-authority.pem", "s3-certificate.pem", "s3-key.pem")
 _KEPT = "secrets.json"  # in no container: what the others are made from
 
 
@@ -38,7 +43,7 @@ def write_secrets(folder: Path) -> list[Path]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        texts = _texts(_load_or_create(folder / _KEPT))
+        texts = {**_texts(_load_or_create(folder / _KEPT)), **_certificates(folder)}
         for name, text in texts.items():
             write_private(folder / name, text)
     except OSError as error:
@@ -60,8 +65,17 @@ def _load_or_create(path: Path) -> StackSecrets:
     return known
 
 
+def _certificates(folder: Path) -> dict[str, str]:
+    """Read the S3 server's certificates for its inner ports, or make them: the three belong together."""
+    files = [folder / name for name in _PEM]
+    if all(file.exists() for file in files):
+        return {file.name: file.read_text(encoding="utf-8") for file in files}
+    return dict(zip(_PEM, certificates.generate([LOOPBACK, "localhost"]), strict=True))
+
+
 def _texts(known: StackSecrets) -> dict[str, str]:
     """Name each file and its text."""
+    authority, certificate, key = (_INSIDE / name for name in _PEM)
     return {
         "aws-config": AWS_CONFIG,
         "aws-credentials": aws_credentials(known),
@@ -74,4 +88,5 @@ def _texts(known: StackSecrets) -> dict[str, str]:
         "postgres-password": known.postgres_password,
         "ray-token": known.ray_token,
         "s3.json": s3_identities(known, BUCKET),
+        "security.toml": s3_security(known, authority=authority, certificate=certificate, key=key),
     }

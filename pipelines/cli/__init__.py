@@ -27,7 +27,6 @@ from pipelines.cli import (
     jobs,
     models,
     runs,
-    secrets,
     services,
     tune,
 )
@@ -44,8 +43,6 @@ _LONGEST = 200  # characters of a path in a message
 def agmm() -> None:
     """Train, track and ship binary spiking neural networks: 1-bit weights, 0/1 spikes."""
 
-
-cluster.cluster.add_command(secrets.secrets)
 
 for _command in (
     services.up,

@@ -55,6 +55,19 @@ def dashboard(out: Path | None) -> None:
     _give(out, read())
 
 
+@cluster.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def secrets(folder: Path) -> None:
+    """Generate the secrets of docker/compose.yaml in FOLDER, files of mode 0600. What is there stays as it is."""
+    from cluster.stack import write_secrets
+
+    files = write_secrets(folder.absolute())
+    say(f"{len(files)} files in {folder}: for your eyes only, and for the containers' user of the same number.")
+    say(
+        f"MLflow's page asks for what {folder / 'mlflow-credentials'} says, Ray's for what {folder / 'ray-token'} does."
+    )
+
+
 def _settings(path: str | None, overrides: tuple[str, ...]) -> ClusterSettings:
     from cluster.manifests.settings import ClusterSettings
     from pipelines.config.section import parse_section
