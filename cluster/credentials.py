@@ -126,27 +126,28 @@ def _write_certificates(files: CredentialFiles, host: str) -> None:
 
 def _write_s3(files: CredentialFiles, known: Secrets, bucket: str) -> None:
     write_private(files.s3, s3_identities(known, bucket))
-    write_private(files.s3_security, _s3_security(files, known))
+    closed = s3_security(known, authority=files.authority, certificate=files.certificate, key=files.key)
+    write_private(files.s3_security, closed)
     write_private(files.aws, aws_credentials(known))
     write_private(files.aws_config, AWS_CONFIG)
 
 
-def _s3_security(files: CredentialFiles, known: Secrets) -> str:
+def s3_security(known: Secrets, *, authority: Path, certificate: Path, key: Path) -> str:
     """Close the gateway's own back ends: master, volume server and filer would serve any local user past it.
 
     Their keys sign what the gateway asks of them by HTTP. The master hands such signatures to whoever asks, and deletes
     buckets; gRPC knows no keys: so both are spoken with the certificate only.
     """
     signing = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-    pair = f'cert = "{files.certificate}"\nkey = "{files.key}"\n'
-    authority = f'ca = "{files.authority}"\n'
+    pair = f'cert = "{certificate}"\nkey = "{key}"\n'
+    signer = f'ca = "{authority}"\n'
     grpc = [f"grpc.{part}" for part in ("master", "volume", "filer", "s3", "client")]
     https = [f"https.{part}" for part in ("master", "volume", "filer", "client")]
     sections = {
         **dict.fromkeys(signing, f'key = "{known.s3_internal}"\n'),
-        "grpc": authority,
+        "grpc": signer,
         **dict.fromkeys(grpc, pair),
-        **dict.fromkeys(https, pair + authority),
+        **dict.fromkeys(https, pair + signer),
     }
     sections["https.client"] += "enabled = true\n"
     return "".join(f"[{name}]\n{lines}" for name, lines in sections.items())

@@ -28,7 +28,7 @@ CHECKS = {"s3": Check(8333, "/healthz"), "mlflow": Check(5000, "/health"), "ray"
 
 
 def why_ill(check: Check, timeout: float = 5.0) -> str | None:
-    """Ask once, for `timeout` seconds. None if it is well, "" if nothing listens there, else what came instead of a 200."""
+    """Ask once, for `timeout` seconds. None if it is well, "" if nothing listens there, else the answer."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"http://{_HERE}:{check.port}{check.path}", timeout=timeout) as answer:

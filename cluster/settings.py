@@ -42,8 +42,8 @@ class ServiceSettings(BaseModel):
     """What `up` starts. A port of 0 means any free port; `num_cpus` of None lets Ray count the cores.
 
     `host` is where S3 and MLflow listen; wider than loopback they speak TLS only. The Ray head stays on loopback:
-    whoever is let in runs commands, and its dashboard has no TLS. With `metrics`, whoever is on this machine reads Ray's
-    and those of runs: Ray asks no token for them.
+    whoever is let in runs commands, and its dashboard has no TLS. With `metrics`, all on this machine read those of Ray
+    and of runs: Ray asks no token for them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

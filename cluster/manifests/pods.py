@@ -75,7 +75,7 @@ def _base(settings: ClusterSettings) -> dict[str, Any]:
 
 
 def _pod(settings: ClusterSettings, container: dict[str, Any], shape: Shape) -> dict[str, Any]:
-    volumes = {
+    volumes: dict[str, dict[str, Any]] = {
         "shm": {"emptyDir": {"medium": "Memory", "sizeLimit": f"{shape.shm}Gi"}},
         "work": {"emptyDir": {}},
         "cache": _cache_volume(settings),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
@@ -48,13 +49,16 @@ def bench(rounds: int, say: Say, size: Size = USUAL) -> dict[str, Any]:
 
 def _rows(ours: list[Launch], peer: list[Launch]) -> list[dict[str, Any]]:
     """Ratios are medians of the rounds' own, and `spread` is their quartiles' distance by it."""
-    both = (ours, peer)
+
+    def paired(name: str, figure: Callable[[Launch], float], unit: str) -> dict[str, Any]:
+        return _paired(name, [figure(each) for each in ours], [figure(each) for each in peer], unit)
+
     return [
-        _paired("a step, median", *([1000 * median(each.steps) for each in its] for its in both), "ms"),
-        _paired("a step, fastest tenth", *([1000 * _tenth(each.steps) for each in its] for its in both), "ms"),
-        _paired("a step, processors of the workers", *([1000 * each.processor for each in its] for its in both), "ms"),
-        _paired("cores busy beside the workers", *([each.beside for each in its] for its in both), "cores"),
-        _paired("until the first step", *([each.startup for each in its] for its in both), "s"),
+        paired("a step, median", lambda its: 1000 * median(its.steps), "ms"),
+        paired("a step, fastest tenth", lambda its: 1000 * _tenth(its.steps), "ms"),
+        paired("a step, processors of the workers", lambda its: 1000 * its.processor, "ms"),
+        paired("cores busy beside the workers", lambda its: its.beside, "cores"),
+        paired("until the first step", lambda its: its.startup, "s"),
     ]
 
 

@@ -22,7 +22,7 @@ NOT_BELOW_ZERO = click.FloatRange(0)
 @JSON
 def bench_ray(rounds: int, steps: int, workers: int, as_json: bool) -> None:
     """A run's loop under Ray Train against the same loop under torchrun, launched in turns; the peer is torchrun."""
-    from pipelines.benchmarks.ray_train import Size
+    from pipelines.benchmarks.launching import Size
     from pipelines.benchmarks.ray_train import bench as measure
 
     result = measure(rounds, say, Size(steps=steps, workers=workers))
