@@ -140,6 +140,7 @@ def test_a_node_is_told_what_a_local_one_is(tmp_path, monkeypatch):
     image = set(re.findall(r"^\s*(?:ENV )?(\w+)=", (DOCKER / "Dockerfile").read_text(), flags=re.M))
     file = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}  # /home/agmm/.mlflow/credentials
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    loopback |= {"RAY_USE_TLS", *(f"RAY_TLS_{part}" for part in ("CA_CERT", "SERVER_CERT", "SERVER_KEY"))}  # other users
     here = SERVICES["worker"]["environment"]
     assert set(local) - image - file - loopback <= set(here)
     assert here["RAY_JOB_STOP_WAIT_TIME_S"] == JOB_STOP_WAIT["RAY_JOB_STOP_WAIT_TIME_S"]
