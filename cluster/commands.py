@@ -138,13 +138,15 @@ def service_environment(services: Services) -> dict[str, str]:
 def ray_environment(services: Services) -> dict[str, str]:
     """Add what keeps the head from telling its metrics to whoever asks, unless it is to: Ray asks no token for those.
 
-    Two of them cannot be switched off, but for a port that does not exist: Ray logs that and goes on without.
+    Two of them cannot be switched off, but for a port that does not exist: Ray logs that and goes on without. The third
+    is the nodes' own, and the runs'; it opens where that is asked for.
     """
     if services.metrics:
         return service_environment(services)
     none = str(2**16)
-    closed = {"AUTOSCALER_METRIC_PORT": none, "DASHBOARD_METRIC_PORT": none, "RAY_enable_metrics_collection": "0"}
-    return {**service_environment(services), **closed}
+    closed = {"AUTOSCALER_METRIC_PORT": none, "DASHBOARD_METRIC_PORT": none}
+    asked = {"RAY_enable_metrics_collection": str(int(services.metrics))}
+    return {**service_environment(services), **closed, **asked}
 
 
 def mlflow_environment(services: Services, known: Secrets) -> dict[str, str]:

@@ -57,7 +57,7 @@ class ServiceSettings(BaseModel):
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")] = "agmm"
     host: Host = LOOPBACK
     tls: bool = False
-    metrics: bool = False
+    metrics: bool = False  # Ray's, to whoever asks on loopback
 
     @model_validator(mode="after")
     def _no_password_in_plain_text(self) -> ServiceSettings:
@@ -110,6 +110,11 @@ class Services(BaseModel):
     host: Host = LOOPBACK
     tls: bool = False
     metrics: bool = False
+
+    @property
+    def metrics_targets(self) -> Path:
+        """The file in which Ray lists its metrics' endpoints, for `file_sd_configs` of Prometheus."""
+        return self.runtime_dir / "r" / "prom_metrics_service_discovery.json"
 
     @property
     def s3_url(self) -> str:

@@ -38,7 +38,7 @@ def own_head() -> str:
 @click.option("--ray-port", type=int, default=6379, show_default=True)
 @click.option("--tls/--no-tls", default=None, help="S3 and MLflow by HTTPS only, with a certificate made here.")
 @click.option("--host", metavar="ADDRESS", help="Where S3 and MLflow listen; default 127.0.0.1, any other needs --tls.")
-@click.option("--metrics/--no-metrics", default=None, help="Serve Ray's and runs' metrics to anybody on this machine.")
+@click.option("--metrics", is_flag=True, help="Serve Ray's and the runs' metrics to whoever asks on loopback.")
 def up(**options: Any) -> None:
     """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one.
 
@@ -61,6 +61,8 @@ def up(**options: Any) -> None:
     files = CredentialFiles(running.home)
     say(f"\nMLflow's page asks for user {MLFLOW_USER} and the password in {files.mlflow_password}")
     say(f"Ray's page asks for the token in {files.ray_token}")
+    if running.metrics:
+        say(f"Prometheus finds Ray's and the runs' metrics by {running.metrics_targets}")
     if running.tls:
         say(f"The certificates of S3 and MLflow are signed by {files.authority}, anew at every `agmm up`")
     say("`agmm` uses these services by itself. For boto3, mlflow and ray:\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipelines.on_ray.desk import Ear
 from pipelines.on_ray.rank_log import RankLog
 from pipelines.on_ray.startup import Startup, describe
 from pipelines.on_ray.work import Work
+from pipelines.secrets import redacted
 from pipelines.storage import open_store
 
 _PATIENCE_S = 3.0  # with a driver that is behind, before a row is dropped
@@ -88,7 +90,7 @@ def train_rank(work: Work, world: World, **more: Any) -> dict[str, float]:
         try:
             return run(work.config, world, outside, folder, work.code_version)
         except Exception:
-            log.exception("stopped")
+            log.error("stopped:\n%s", redacted(traceback.format_exc()))  # noqa: TRY400, which would show all
             raise
 
 

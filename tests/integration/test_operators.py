@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.settings import load_services
 from pipelines.on_ray.metrics import METRICS, exported_name
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -31,8 +32,9 @@ def targets(own_home):
     """The addresses that Ray tells Prometheus, in the file that it writes for it."""
     subprocess.run(_agmm("up", "--metrics", *ANY_PORT), check=True, capture_output=True)
     try:
-        state = json.loads(next(Path(os.environ["AGMM_HOME"]).rglob("state.json")).read_text())
-        found = Path(state["runtime_dir"]) / "r" / "prom_metrics_service_discovery.json"
+        running = load_services(Path(os.environ["AGMM_HOME"]))
+        assert running is not None
+        found = running.metrics_targets
         deadline = time.monotonic() + 60
         while not found.exists():
             assert time.monotonic() < deadline
