@@ -305,3 +305,15 @@ def test_activate_replaces_a_users_own_account(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("free", "megabytes"), [(2**30, 64), (20 * 2**30, 80), (10**13, 1024)])
 def test_volumes_fit_the_disk(free: int, megabytes: int) -> None:
     assert commands.volume_megabytes(free) == megabytes
+
+
+def test_metrics_are_closed_unless_asked_for(tmp_path: Path) -> None:
+    """The head's own two have a port that does not exist; the nodes', which runs' are among, open on request."""
+    found = _record(tmp_path / "home")
+    load_or_create(found.home, found.bucket)
+    closed = commands.ray_environment(found)
+    asked = commands.ray_environment(found.model_copy(update={"metrics": True}))
+    switch = "RAY_enable_metrics_collection"
+    assert (closed.pop(switch), asked.pop(switch)) == ("0", "1")
+    assert closed == asked
+    assert closed["DASHBOARD_METRIC_PORT"] == closed["AUTOSCALER_METRIC_PORT"] == "65536"

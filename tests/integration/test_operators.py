@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -56,8 +55,8 @@ def _scrape(targets):
 
 
 def _page(target):
-    """Empty where nobody answers yet, as while Ray's agent starts."""
-    with suppress(urllib.error.URLError), urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+    """Empty where nobody answers: while Ray's agent starts, and of ports that are closed, whose number is none."""
+    with suppress(OSError, OverflowError), urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
         return answer.read().decode()
     return ""
 
