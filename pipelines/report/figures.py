@@ -56,7 +56,6 @@ def phases(history: Mapping[str, Rows]) -> Figure:
     colours = [colormaps["tab10"](index) for index in range(len(PHASES))]
     areas.stackplot(steps, list(seconds.values()), labels=list(seconds), colors=colours, step="pre")
     areas.set(xlabel="optimiser step", ylabel="seconds a step", ylim=(0, None))
-    areas.legend(fontsize=7, ncols=2, loc="upper right")
     bars = shares.barh(list(means), [mean / whole for mean in means.values()], color=colours)
     shares.bar_label(bars, [f"{mean / whole:.1%}" for mean in means.values()], fontsize=7, padding=2)
     shares.set(xlabel="share of the time", xlim=(0, 1))
