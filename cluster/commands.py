@@ -141,8 +141,6 @@ def ray_environment(services: Services) -> dict[str, str]:
     Two of them cannot be switched off, but for a port that does not exist: Ray logs that and goes on without. The third
     is the nodes' own, and the runs'; it opens where that is asked for.
     """
-    if services.metrics:
-        return service_environment(services)
     none = str(2**16)
     closed = {"AUTOSCALER_METRIC_PORT": none, "DASHBOARD_METRIC_PORT": none}
     asked = {"RAY_enable_metrics_collection": str(int(services.metrics))}
