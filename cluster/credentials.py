@@ -136,7 +136,7 @@ def s3_security(known: Secrets, *, authority: Path, certificate: Path, key: Path
     """Close the gateway's own back ends: master, volume server and filer would serve any local user past it.
 
     Their keys sign what the gateway asks of them by HTTP. The master hands such signatures to whoever asks, and deletes
-    buckets; gRPC knows no keys: so both are spoken with the certificate only.
+    buckets; gRPC knows no keys: so both are spoken with the certificate only. Paths are as the server sees them.
     """
     signing = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
     pair = f'cert = "{certificate}"\nkey = "{key}"\n'

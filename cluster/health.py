@@ -1,4 +1,4 @@
-"""The health check of the image: python -m cluster.health [SERVICE...], exit code 1 if one is not well.
+"""The image's health check: python -m cluster.health [SERVICE...]. Exit code 1 if one does not say that it is well.
 
 Named services must answer. Without names, those that listen must: a container that trains and serves nothing is well as
 long as its process lives. Standard library only, since it is called again and again.
@@ -28,7 +28,7 @@ CHECKS = {"s3": Check(8333, "/healthz"), "mlflow": Check(5000, "/health"), "ray"
 
 
 def why_ill(check: Check, timeout: float = 5.0) -> str | None:
-    """Ask once, for `timeout` seconds. None if it is well, "" if nothing listens there, else the answer."""
+    """Ask once. None if it is well, "" if nothing listens, else what came instead of a 200 within `timeout` seconds."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"http://{_HERE}:{check.port}{check.path}", timeout=timeout) as answer:

@@ -38,7 +38,7 @@ class StackSecrets(Secrets):
 def write_secrets(folder: Path) -> list[Path]:
     """Generate the secrets below `folder`, or read those that are there, and write every file. Returns the files.
 
-    UserError if the folder cannot be used: servers keep their passwords, so what is there is never replaced.
+    UserError if the folder cannot be used. Servers keep their passwords: what is there is never replaced by new ones.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
