@@ -62,7 +62,7 @@ def secrets(folder: Path) -> None:
     from cluster.stack import write_secrets
 
     files = write_secrets(folder.absolute())
-    say(f"{len(files)} files in {folder}: for your eyes only, and for the containers' user of the same number.")
+    say(f"{len(files)} files in {folder}: for your eyes only, and for the containers' user, who must own them.")
     say(
         f"MLflow's page asks for what {folder / 'mlflow-credentials'} says, Ray's for what {folder / 'ray-token'} does."
     )
