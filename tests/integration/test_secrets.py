@@ -66,29 +66,43 @@ def _leaks(known, folders):
     return found
 
 
-def test_no_secret_is_printed_or_stored(planted, ray_folder, tiny_tree, tmp_path):
-    tree = {**tiny_tree, "optim": {"lr": 0.1, "epochs": 1}, "run": {"workers": 1}}
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(tree))
-    said = _agmm("train", str(recipe), "--json", code=0)
-    result = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
-    spare = iter(planted[100:])
-    said += _agmm("checkpoints", "list", result["checkpoint"].rpartition("/")[0], code=0)
-    said += _agmm("train", str(recipe), "--set", "optim.lr=1e38", code=1)  # not finite: a cause
-    said += _agmm("train", str(recipe), "--set", f"checkpoint.uri=s3://me:{next(spare)}@bucket/x", code=2)
-    said += _agmm("train", str(recipe), code=2, MLFLOW_TRACKING_URI=f"http://me:{next(spare)}@127.0.0.1:9")
+def _failing(recipe, tree, tmp_path, spare):
+    """Commands that fail before a worker starts; what they said."""
+    said = _agmm("train", str(recipe), code=1, RAY_ADDRESS="127.0.0.1:9")
     unreached = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
     said += _agmm("data", "stage", "s3://bucket/prefix", code=1, **unreached)
-    said += _agmm("data", "stage", "s3://bucket/prefix", code=2, AWS_ENDPOINT_URL_S3=f"http://{next(spare)}:x@h:1")
     said += _agmm("models", "list", code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_TRACKING_TOKEN="x\ny" * 9)
     said += _agmm("submit", "--address", "http://127.0.0.1:9", "--", "true", code=1)
-    said += _agmm("evaluate", result["model"], code=2, AGMM_HOME=str(tmp_path / "elsewhere"))
-    recipe_uri = tmp_path / "leaky.yaml"
-    for field, secret in zip(("uri", "experiment"), spare, strict=False):
-        tracking = {**tree["tracking"], field: f"https://me:{secret}@mlflow.example/x"}
-        recipe_uri.write_text(yaml.safe_dump({**tree, "tracking": tracking}))
-        said += _agmm("train", str(recipe_uri), code=2)
-    recipe_uri.unlink()
+    leaky = tmp_path / "leaky.yaml"
+    experiment = f"https://me:{next(spare)}@mlflow.example/x"
+    leaky.write_text(yaml.safe_dump({**tree, "tracking": {**tree["tracking"], "experiment": experiment}}))
+    said += _agmm("train", str(leaky), code=2)
+    leaky.unlink()
+    return said
+
+
+def _recipe(tree, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**tree, "optim": {"lr": 0.1, "epochs": 1}, "run": {"workers": 1}}))
+    return path
+
+
+def test_commands_that_fail_show_and_keep_no_secret(planted, tiny_tree, tmp_path):
+    said = _failing(_recipe(tiny_tree, tmp_path), tiny_tree, tmp_path, iter(planted[100:]))
+    assert _leaks(planted, [tmp_path]) == []
+    assert [half for half in _halves(planted) if half in said.encode()] == []
+
+
+@pytest.mark.slow
+def test_runs_show_and_keep_no_secret(planted, ray_folder, tiny_tree, tmp_path):
+    """One that trains to its end, one whose loss is not finite, and what is done with the model."""
+    recipe = _recipe(tiny_tree, tmp_path)
+    said = _agmm("train", str(recipe), "--json", code=0)
+    result = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    said += _agmm("train", str(recipe), "--set", "optim.lr=1e38", code=1)  # its cause is in MLflow
+    said += _agmm("checkpoints", "list", result["checkpoint"].rpartition("/")[0], code=0)
+    said += _agmm("evaluate", result["checkpoint"], code=0)
+    said += _agmm("export", result["checkpoint"], "--to", "packed", "--out", str(tmp_path / "n.safetensors"), code=0)
     assert _leaks(planted, [tmp_path, ray_folder]) == []
     assert [half for half in _halves(planted) if half in said.encode()] == []
     assert len(list(ray_folder.rglob("*.log"))) > 3
