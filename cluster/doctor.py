@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -98,15 +99,25 @@ def mlflow_password(addresses: Addresses) -> Outcome:
 
 def _status(url: str) -> int | None:
     """The status of a GET without credentials; None where nothing answers."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=_ANSWER_S) as answer:
+        with _opener(url).open(url, timeout=_ANSWER_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
             return error.code
     except (OSError, ValueError):
         return None
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """Past a proxy for loopback, which it cannot reach; with the authority that boto3 or MLflow are told to believe."""
+    authorities = (os.environ.get("AWS_CA_BUNDLE"), os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
+    context = ssl.create_default_context()
+    for path in filter(None, authorities):
+        context.load_verify_locations(path)
+    near = is_loopback(urlsplit(url).hostname or "")
+    direct = [urllib.request.ProxyHandler({})] if near else []
+    return urllib.request.build_opener(*direct, urllib.request.HTTPSHandler(context=context))
 
 
 def encrypted(addresses: Addresses) -> Outcome:
@@ -166,10 +177,8 @@ def s3_clock(addresses: Addresses) -> Outcome:
 
 
 def _date(url: str) -> float | None:
-    near = is_loopback(urlsplit(url).hostname or "")
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if near else []))
     try:
-        with opener.open(urllib.request.Request(url, method="HEAD"), timeout=_ANSWER_S) as answer:  # noqa: S310
+        with _opener(url).open(urllib.request.Request(url, method="HEAD"), timeout=_ANSWER_S) as answer:  # noqa: S310
             text = answer.headers.get("Date")
     except urllib.error.HTTPError as error:
         with error:

@@ -101,7 +101,8 @@ def _last_words(program: subprocess.Popen[str], address: str) -> str:
             )
         if _SILENT in line:
             raise ServiceError(
-                f"No Ray head answers at {address}. Start one (`agmm up`), or unset RAY_ADDRESS to run on this machine."
+                f"No Ray head answers at {address}. Start one (`agmm up`), see that RAY_TLS_CA_CERT is its own if it "
+                "speaks TLS, or unset RAY_ADDRESS to run on this machine."
             )
     return last
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from agmm import models
+from agmm.kernels import fuse
+from agmm.kernels.memory import keep_memory
 from agmm.optim import make_optimizer
-from pipelines.config import DataConfig, ModelConfig, OptimConfig
+from pipelines.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from pipelines.errors import UserError
 
 
@@ -25,6 +27,16 @@ def build_network(config: ModelConfig) -> models.SpikingNetwork:
         return network.to(memory_format=torch.channels_last)
     except ValueError as error:
         raise UserError(f"Cannot build {config.arch}: {error}") from error
+
+
+def training_network(config: RunConfig, device: torch.device) -> models.SpikingNetwork:
+    """The network that a worker trains on a device, with compiled passes as `run.kernels` says."""
+    network = build_network(config.model).to(device)
+    if config.run.kernels == "auto":
+        fuse(network)
+        if device.type == "cpu":
+            keep_memory()
+    return network
 
 
 def timm_arguments(config: ModelConfig) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from pipelines.secrets import redacted
+
 Status = Literal["pass", "warn", "fail"]
 Outcome = tuple[Status, str, str]
 
@@ -55,4 +57,5 @@ def _words_of(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Without what is secret: libraries put into their errors what they were given."""
+    return redacted(" ".join(text.split()))

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agmm.kernels import fuse
-from agmm.kernels.memory import keep_memory
 from agmm.loop import evaluate, train_step
 from pipelines.config import RunConfig
 from pipelines.data.loaders import open_loader, why_absent
-from pipelines.network import build_network, build_optimizer, normalise
+from pipelines.network import build_optimizer, normalise, training_network
 from pipelines.teacher import build_criterion
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -45,7 +43,9 @@ class Stepper:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._network = _network(config, device).train()
+        self._network = training_network(config, device).train()
+        if config.run.compile:
+            self._network.compile()
         self._optimizer = build_optimizer(self._network, config.optim)
         self._criterion = build_criterion(config, self._network, device)
 
@@ -74,17 +74,6 @@ class Stepper:
         }
 
 
-def _network(config: RunConfig, device: torch.device) -> torch.nn.Module:
-    """As `pipelines.loop.worker` makes it."""
-    network = build_network(config.model).to(device)
-    if config.run.kernels == "auto" and device.type == "cpu":
-        keep_memory()
-        fuse(network)
-    if config.run.compile:
-        network.compile()
-    return network
-
-
 def _random_images(config: RunConfig, batch: int) -> Tensor:
     side, frames = config.data.resolution, (config.model.time_steps, 2)
     shape = (batch, *(frames if config.model.in_chans == 2 else (3,)), side, side)
@@ -93,7 +82,7 @@ def _random_images(config: RunConfig, batch: int) -> Tensor:
 
 def validation_speed(config: RunConfig, device: torch.device, folder: Path, batches: int) -> float:
     """Images per second over so many batches of the validation split, the first not counted where there are more."""
-    network = _network(config, device)
+    network = training_network(config, device)
     loader = open_loader(folder, "val", data=config.data, seed=config.seed)
     images = loader.epoch(0)
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agmm.kernels import fuse
-from agmm.kernels.memory import keep_memory
 from agmm.loop import NotFinite, train_step
 from agmm.metrics.flips import signs
 from agmm.mixing import mix_images, mix_targets
@@ -31,7 +29,7 @@ from pipelines.loop.state import Plan, State
 from pipelines.loop.utilisation import Utilisation
 from pipelines.loop.window import Window
 from pipelines.loop.world import Outside, World
-from pipelines.network import build_network, build_optimizer, normalise
+from pipelines.network import build_optimizer, normalise, training_network
 from pipelines.teacher import build_criterion
 
 
@@ -77,11 +75,7 @@ def _open_plan(config: RunConfig, world: World, outside: Outside, folder: Path, 
 
 def _start(plan: Plan) -> State:
     config, world = plan.config, plan.world
-    network = build_network(config.model).to(world.device)
-    if config.run.kernels == "auto":
-        fuse(network)
-        if world.device.type == "cpu":
-            keep_memory()
+    network = training_network(config, world.device)
     optimizer = build_optimizer(network, config.optim)
     criterion = build_criterion(config, network, world.device)
     measures = Measures(network, config, world.sum, world.size)

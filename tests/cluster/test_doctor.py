@@ -9,6 +9,7 @@ import pytest
 
 from cluster import doctor, node_probe, nodes, secrecy
 from cluster.doctor import Addresses
+from cluster.settings import Services
 
 NOWHERE = Addresses("", "sqlite:///mlflow.db", "", "")
 
@@ -132,3 +133,19 @@ def test_a_readable_file_behind_a_shut_door_is_none(tmp_path: Path) -> None:
     assert secrecy._is_reached(path) is reached
     path.parent.chmod(0o700)
     assert not secrecy._is_reached(path)
+
+
+@pytest.mark.s3
+@pytest.mark.ray
+def test_services_with_tls_are_well(client: Services) -> None:
+    """S3 and MLflow by HTTPS with an authority of their own, Ray's parts by mutual TLS; and every node takes a task."""
+    addresses = Addresses(client.s3_url, client.mlflow_url, client.ray_address, client.dashboard_url)
+    asked = nodes.Nodes(client.ray_address)
+    checks = {
+        **doctor.service_checks(client.home, addresses),
+        **nodes.node_checks(asked, cache_needs=lambda: 0, shm_needs=lambda: 0),
+    }
+    found = {name: check() for name, check in checks.items()}
+    assert {name: outcome for name, outcome in found.items() if outcome[0] != "pass"} == {}
+    assert "asks for a password" in found["mlflow password"][1]
+    assert "the clock of S3" in found["s3 clock"][1]
