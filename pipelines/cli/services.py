@@ -38,7 +38,9 @@ def own_head() -> str:
 @click.option("--ray-port", type=int, default=6379, show_default=True)
 @click.option("--tls/--no-tls", default=None, help="S3 and MLflow by HTTPS only, with a certificate made here.")
 @click.option("--host", metavar="ADDRESS", help="Where S3 and MLflow listen; default 127.0.0.1, any other needs --tls.")
-@click.option("--metrics", is_flag=True, default=None, help="Serve Ray's and the runs' metrics to whoever asks on loopback.")
+@click.option(
+    "--metrics", is_flag=True, default=None, help="Serve Ray's and the runs' metrics to whoever asks on loopback."
+)
 def up(**options: Any) -> None:
     """Start an S3 server, MLflow and a Ray head with its dashboard, on loopback. Port 0 takes any free one.
 
