@@ -117,7 +117,7 @@ def _included(given: str) -> Iterator[tuple[str, Path]]:
     full = path.resolve()
     here = Path.cwd().resolve()
     base = here if full.is_relative_to(here) else full.parent
-    if full.relative_to(base).parts[:1] in [(name,) for name in PACKAGES]:
+    if full != base and full.relative_to(base).parts[0] in PACKAGES:
         raise UserError(f"--include {given} would stand before agmm's own packages. --with-code sends those.")
     if any(part.startswith(".") for part in full.relative_to(base).parts):
         raise UserError(f"--include {given}: hidden files and folders (.git, .env) stay here. Include what is needed.")

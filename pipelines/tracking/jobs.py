@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoints.committed import committed
@@ -27,6 +28,8 @@ def run_of_job(job: str, log: str, say: Say) -> dict[str, Any]:
     named = _RUN_LINE.findall(log)
     found = {"run_id": named[-1]} if named else {}
     uri = tracking.tracking_uri(None)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return found  # no run was ever logged from here
     try:
         client = tracking.connect(uri)
         with tracking.explained(uri):
