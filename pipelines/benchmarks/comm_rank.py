@@ -88,18 +88,24 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     size = job["size"]
     batch = batch_of(size)
     network, buckets = recorded(config_of(size, "fp32"), batch)
-    kinds = {name: _kind(config_of(size, name), network, batch) for name in job["kinds"]}
+    kinds = {name: kind_of(config_of(size, name), network, batch) for name in job["kinds"]}
     for kind in kinds.values():
-        _count(kind, buckets)
+        count_bytes(kind, buckets)
     for turn in range(job["rounds"] + 1):
         for kind in kinds.values():
-            for bucket in buckets:
-                bucket.refill()
-            alone, processor = _timed(partial(_exchange, kind, buckets))
-            step, _ = _timed(kind.step)
+            seconds = once(kind, buckets)
             if turn:  # the first warms up
-                kind.seconds.append((alone, processor, step))
+                kind.seconds.append(seconds)
     return {"parameters": sum(len(b.memory) for b in buckets)} | {name: kind.answer() for name, kind in kinds.items()}
+
+
+def once(kind: Kind, buckets: list[Copied]) -> tuple[float, float, float]:
+    """Exchange alone, and take a step: seconds of both, and in the middle the processor's of the first."""
+    for bucket in buckets:
+        bucket.refill()
+    alone, processor = timed(partial(exchange, kind, buckets))
+    step, _ = timed(kind.step)
+    return alone, processor, step
 
 
 def batch_of(size: dict[str, Any]) -> Batch:
@@ -140,7 +146,7 @@ def recorded(config: RunConfig, batch: Batch) -> tuple[nn.Module, list[Copied]]:
     return network, found
 
 
-def _kind(config: RunConfig, network: nn.Module, batch: Batch) -> Kind:
+def kind_of(config: RunConfig, network: nn.Module, batch: Batch) -> Kind:
     """A kind under DDP for steps of a network of its own, and again for exchanges alone, of gradients of `network`."""
     trained = network_of(config)
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
@@ -159,23 +165,24 @@ def _kind(config: RunConfig, network: nn.Module, batch: Batch) -> Kind:
     return Kind(partial(hook, _group()), None, step)
 
 
-def _count(kind: Kind, buckets: list[Copied]) -> None:
+def count_bytes(kind: Kind, buckets: list[Copied]) -> None:
     """Bytes of a whole exchange, where there are such, then of one that is not: what follows goes on like it."""
     for whole in (True, False) if kind.exchange is not None else (False,):
         if kind.exchange is not None:
             kind.exchange.begin(1, whole=whole)
         dist.barrier()  # so that nobody is still sending
-        kind.bytes = bytes_sent_by(lambda: _exchange(kind, buckets))
+        kind.bytes = bytes_sent_by(lambda: exchange(kind, buckets))
         if whole:
             kind.whole = kind.bytes
 
 
-def _exchange(kind: Kind, buckets: list[Copied]) -> None:
+def exchange(kind: Kind, buckets: list[Copied]) -> None:
+    """All buckets, to the end."""
     for future in [kind.hook(bucket) for bucket in buckets]:
         future.wait()
 
 
-def _timed(call: Callable[[], object]) -> tuple[float, float]:
+def timed(call: Callable[[], object]) -> tuple[float, float]:
     """Seconds from when all ranks are there, and the processor's in this process."""
     dist.barrier()
     began, used = time.perf_counter(), time.process_time()

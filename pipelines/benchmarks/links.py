@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,28 +24,33 @@ from pipelines.progress import Progress, Say
 MEASURED = Size(width=16, classes=100, resolution=32, batch_size=4)  # small, since slow links are what is asked of
 FITTED = ((2, 20.0), (4, 20.0), (2, 100.0), (4, 100.0), (2, 1000.0))  # ranks, and Mbit/s of each one's link
 HELD_OUT = ((2, 50.0), (3, 50.0), (4, 50.0))
-TENTH = 0.1
-_STEPS = 20
 
 
 class _Kept(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
+Told = tuple[int, list[tuple[int, int]]]  # a bucket's numbers, and `[O, L]` of binary weights
+Times = list[float]  # seconds at which each bucket of a step is ready, and its end
+
+
 class Steps(_Kept):
-    """Buckets as `[numbers, [[O, L] of binary weights]]`; seconds at which each is ready, and the end, of each step."""
+    """Steps of one worker without exchanges."""
 
-    buckets: list[tuple[int, list[tuple[int, int]]]] = Field(min_length=1)
-    steps: list[list[float]] = Field(min_length=4)
+    buckets: list[Told] = Field(min_length=1)
+    steps: list[Times] = Field(min_length=4)
 
-    def profile(self, share: float = 0.5) -> Profile:
-        """Of the step that so many steps are faster than, by default the median."""
-        *ready, compute = np.quantile(self.steps, share, axis=0).tolist()
-        return Profile(tuple(Bucket(n, tuple(latent)) for n, latent in self.buckets), tuple(ready), compute)
+    def profile(self) -> Profile:
+        """Medians over steps."""
+        return _profile(self.buckets, np.median(self.steps, axis=0).tolist())
 
     def spread(self) -> Spread:
         """How steps differ."""
         return spread_of([step[-1] for step in self.steps])
+
+
+def _profile(buckets: Sequence[Told], times: Times) -> Profile:
+    return Profile(tuple(Bucket(count, tuple(latent)) for count, latent in buckets), tuple(times[:-1]), times[-1])
 
 
 class Exchanged(_Kept):
@@ -60,9 +66,15 @@ class Shaped(_Kept):
 
     ranks: int = Field(ge=2)
     rate_mbit: float = Field(gt=0)
+    crowd: float = Field(ge=1)  # ranks to a core
     fitted: bool  # whether the model may learn from it, or is held against it
     kinds: dict[str, Exchanged]
-    profile: Steps
+    buckets: list[Told] = Field(min_length=1)
+    steps: list[list[Times]] = Field(min_length=2)  # without exchanges: of each round, of each rank
+
+    def rounds(self) -> list[Profile]:
+        """A step of each round, whose buckets are ready when the last rank's are."""
+        return [_profile(self.buckets, np.max(ranks, axis=0).tolist()) for ranks in self.steps]
 
 
 class Links(_Kept):
@@ -98,18 +110,13 @@ def measure(rounds: int, processor: str, say: Say, shapes: Sequence[tuple[int, f
 
 
 def _measure(ranks: int, rate: float, rounds: int, *, fitted: bool) -> Shaped:
-    job = {"size": asdict(MEASURED), "rounds": rounds, "kinds": list(KINDS), "steps": _STEPS}
+    job = {"size": asdict(MEASURED), "rounds": rounds, "kinds": list(KINDS)}
     with tempfile.TemporaryDirectory(prefix="agmm-bench-") as scratch, network(ranks, rate) as nodes:
         every = together("pipelines.benchmarks.scale_rank:measure", job, ranks, Path(scratch), nodes)
     kinds = {kind: Exchanged(**{name: every[0][kind][name] for name in Exchanged.model_fields}) for kind in KINDS}
-    steps = [step for its in every for step in its["profile"]["steps"]]
-    profile = Steps(buckets=every[0]["profile"]["buckets"], steps=steps)
-    return Shaped(ranks=ranks, rate_mbit=rate, fitted=fitted, kinds=kinds, profile=profile)
-
-
-def undisturbed(seconds: Sequence[float]) -> float:
-    """What a tenth is below: other work on the machine only ever adds."""
-    return float(np.quantile(seconds, TENTH))
+    crowd = max(1.0, ranks / len(os.sched_getaffinity(0)))
+    told = {"buckets": every[0]["buckets"], "steps": list(zip(*(its["steps"] for its in every), strict=True))}
+    return Shaped(ranks=ranks, rate_mbit=rate, crowd=crowd, fitted=fitted, kinds=kinds, **told)
 
 
 def profile_of(size: Size, steps: int, say: Say) -> Steps:

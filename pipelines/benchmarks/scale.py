@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.benchmarks import circumstances, links, row
 from pipelines.benchmarks.comm import Size
-from pipelines.benchmarks.links import TENTH, Links, Shaped, undisturbed
+from pipelines.benchmarks.links import Links, Shaped
 from pipelines.benchmarks.race import machine
 from pipelines.benchmarks.scale_exchange import (
     ALGORITHMS,
@@ -115,30 +115,40 @@ def model_of(measured: Links, one: links.Steps, inputs: Inputs) -> Model:
 def fit(measured: Links) -> Costs:
     """The costs by which exchanges alone would have taken as long as they did, over the links to be fitted on."""
     samples = [(its, kind) for its in measured.shaped if its.fitted for kind in KINDS]
-    rows = [features(its.profile.profile().buckets, kind, its.ranks, its.rate_mbit) for its, kind in samples]
-    seconds = [undisturbed(its.kinds[kind].exchange) for its, kind in samples]
+    rows = [features(its.rounds()[0].buckets, kind, its.ranks, its.rate_mbit, its.crowd) for its, kind in samples]
+    seconds = [median(its.kinds[kind].exchange) for its, kind in samples]
     return Costs(*fitted(np.array(rows), np.array(seconds)).tolist())
 
 
 def checked(measured: Links, costs: Costs) -> Iterable[dict[str, Any]]:
-    """What the model says of the links that it was not fitted on; the peer is what was measured there."""
+    """What the model says of the links that it was not fitted on; the peer is what was measured there.
+
+    Ratios are medians of the rounds' own.
+    """
     for its in measured.shaped:
         for kind in KINDS if not its.fitted else ():
-            name = f"held out: {kind}, {its.ranks} ranks, {its.rate_mbit:g} Mbit/s"
-            exchange, step = predicted(its, kind, costs)
-            yield _simulated(f"{name}: the exchange", exchange, undisturbed(its.kinds[kind].exchange))
-            yield _simulated(f"{name}: a step", step, undisturbed(its.kinds[kind].step))
+            name, found = f"held out: {kind}, {its.ranks} ranks, {its.rate_mbit:g} Mbit/s", its.kinds[kind]
+            exchange, steps = predicted(its, kind, costs)
+            yield _compared(f"{name}: the exchange", [exchange] * len(found.exchange), found.exchange)
+            yield _compared(f"{name}: a step", steps, found.step)
 
 
-def predicted(its: Shaped, kind: str, costs: Costs) -> tuple[float, float]:
-    """Seconds of an exchange alone, and of a step between whole ones, where nothing else disturbs them.
+def predicted(its: Shaped, kind: str, costs: Costs) -> tuple[float, list[float]]:
+    """Seconds of an exchange alone, and of a step between whole ones in each round.
 
-    Of steps it knows how long they take there without exchanges.
+    Of the round's step without exchanges it is known how long it took.
     """
+    costs = costs.crowded(its.crowd)
     link = costs.link(its.rate_mbit)
     exchange = partial(exchange_seconds, algorithm="ring", cluster=Cluster(its.ranks, 1, link, link), costs=costs)
-    alone = its.profile.profile(TENTH)
-    return sum(exchange(bucket, kind) for bucket in alone.buckets), step_seconds(alone, kind, exchange)
+    rounds = its.rounds()
+    alone = sum(exchange(bucket, kind) for bucket in rounds[0].buckets)
+    return alone, [step_seconds(profile, kind, exchange) for profile in rounds]
+
+
+def _compared(name: str, ours: list[float], peer: list[float]) -> dict[str, Any]:
+    ratio = median(mine / theirs for mine, theirs in zip(ours, peer, strict=True))
+    return _simulated(name, median(ours), median(peer)) | {"ratio": ratio}
 
 
 def _projected(model: Model, inputs: Inputs, images: int) -> list[dict[str, Any]]:

@@ -60,6 +60,10 @@ class Costs:
     cast: float
     code: float
 
+    def crowded(self, workers: float) -> Costs:
+        """The same where so many workers share a core, which has the work of all of them to do."""
+        return replace(self, byte=self.byte * workers, cast=self.cast * workers, code=self.code * workers)
+
     def link(self, rate_mbit: float, latency: float = 0.0) -> Link:
         """A link of a rate, and seconds of latency beside those that a message takes here."""
         return Link(self.message + latency, self.overhead * 8 / (rate_mbit * 1e6) + self.byte)
@@ -135,11 +139,15 @@ def mean_step(profile: Profile, kind: str, exchange: Callable[[Bucket, str], flo
     return (between * (every - 1) + step_seconds(profile, kind, exchange, whole=True)) / every
 
 
-def features(buckets: Sequence[Bucket], kind: str, workers: int, rate_mbit: float) -> list[float]:
-    """How much of each of `Costs` an exchange of all buckets has, with a link for each worker: what is fitted."""
+def features(buckets: Sequence[Bucket], kind: str, workers: int, rate_mbit: float, crowd: float = 1.0) -> list[float]:
+    """How much of each of `Costs` an exchange of all buckets has, with a link for each worker: what is fitted.
+
+    crowd: workers that share a core.
+    """
 
     def only(**one: float) -> float:
-        costs = Costs(**({"message": 0.0, "overhead": 0.0, "byte": 0.0, "cast": 0.0, "code": 0.0} | one))
+        nothing = {"message": 0.0, "overhead": 0.0, "byte": 0.0, "cast": 0.0, "code": 0.0}
+        costs = Costs(**(nothing | one)).crowded(crowd)
         link = costs.link(rate_mbit)
         cluster = Cluster(workers, 1, link, link)
         return sum(exchange_seconds(bucket, kind, "ring", cluster, costs) for bucket in buckets)

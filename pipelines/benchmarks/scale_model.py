@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import least_squares, nnls
 from scipy.stats import norm
 
+_LARGE = 0.02  # relative error beyond which it is one
 _DRAWS = 2000  # quantiles over which an expectation is taken
 
 
@@ -101,12 +102,19 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def fitted(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Costs of one of each feature, none negative, with the least sum of squared relative errors.
+    """Costs of one of each feature, none negative, with the least relative errors.
 
-    features: `[samples, costs]`, how much of each a sample has. Raises ValueError for fewer samples than costs.
+    Large errors count by their size, not its square: a sample that something else on the machine has disturbed is not
+    to bend all others. features: `[samples, costs]`, how much of each a sample has.
+
+    Raises ValueError for fewer samples than costs.
     """
     if len(features) < features.shape[1]:
         raise ValueError(f"{len(features)} samples cannot tell {features.shape[1]} costs")
     scale = np.maximum(np.abs(features / seconds[:, None]).max(axis=0), np.finfo(float).tiny)  # of very unlike sizes
-    found, _ = nnls(features / seconds[:, None] / scale, np.ones(len(seconds)))
-    return found / scale
+    shares, wanted = features / seconds[:, None] / scale, np.ones(len(seconds))
+    begin, _ = nnls(shares, wanted)
+    bent = least_squares(
+        lambda costs: shares @ costs - wanted, begin, bounds=(0, np.inf), loss="soft_l1", f_scale=_LARGE, xtol=1e-12
+    )
+    return bent.x / scale

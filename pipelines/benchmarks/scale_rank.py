@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -11,34 +12,53 @@ from torch.nn.parallel import DistributedDataParallel
 from agmm.exchange.exchange import Averaged, Bucket, completed
 from agmm.exchange.sign import latent_weights
 from agmm.loop import train_step
-from pipelines.benchmarks import comm_rank
-from pipelines.benchmarks.comm_rank import Batch, batch_of, config_of, network_of, recorded
+from pipelines.benchmarks.comm_rank import batch_of, config_of, count_bytes, kind_of, network_of, once, recorded
 from pipelines.network import build_optimizer
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """What `comm_rank.measure` finds of each kind, and `profile`; every rank calls it."""
-    return comm_rank.measure(job) | {"profile": profile(job)}
+    """Rounds in which a step without exchanges and each kind have their turn; every rank calls it.
+
+    So what else the machine does in a round hits all of them.
+    """
+    size = job["size"]
+    batch, alone = batch_of(size), _alone(size)
+    network, buckets = recorded(config_of(size, "fp32"), batch)
+    kinds = {name: kind_of(config_of(size, name), network, batch) for name in job["kinds"]}
+    for kind in kinds.values():
+        count_bytes(kind, buckets)
+    steps = []
+    for turn in range(job["rounds"] + 1):
+        steps.append(alone())
+        for kind in kinds.values():
+            seconds = once(kind, buckets)
+            if turn:  # the first warms up
+                kind.seconds.append(seconds)
+    return {"buckets": _told(size), "steps": steps[1:]} | {name: kind.answer() for name, kind in kinds.items()}
 
 
 def profile(job: dict[str, Any]) -> dict[str, Any]:
-    """The buckets of DDP in the order in which it exchanges them; of each step when they were ready, and its end."""
-    batch = batch_of(job["size"])
-    config = config_of(job["size"], "fp32")
-    network, buckets = recorded(config, batch)
+    """Steps without exchanges alone."""
+    alone = _alone(job["size"])
+    return {"buckets": _told(job["size"]), "steps": [alone() for _ in range(job["steps"] + 1)][1:]}
+
+
+def _told(size: dict[str, Any]) -> list[list[Any]]:
+    """The buckets of DDP in the order in which it exchanges them: numbers, and `[O, L]` of binary weights."""
+    network, buckets = recorded(config_of(size, "fp32"), batch_of(size))
     signed = {id(weight) for weight in latent_weights(network)}
     told = []
     for bucket in buckets:
         latent = [weight for weight in bucket.weights if id(weight) in signed]
         told.append([len(bucket.memory), [[len(weight), weight[0].numel()] for weight in latent]])
-    return {"buckets": told, "steps": _steps(job["size"], batch, job["steps"])}
+    return told
 
 
-def _steps(size: dict[str, Any], batch: Batch, count: int) -> list[list[float]]:
-    """Seconds after its start at which each bucket of a step is ready, and its end; nobody waits for anybody."""
-    network = network_of(config_of(size, "fp32"))
-    model, optimizer = DistributedDataParallel(network), build_optimizer(network, config_of(size, "fp32").optim)
-    at: list[float] = []
+def _alone(size: dict[str, Any]) -> Callable[[], list[float]]:
+    """A step in which nobody waits for anybody: seconds after its start at which each bucket is ready, and its end."""
+    batch, config = batch_of(size), config_of(size, "fp32")
+    network, at = network_of(config), list[float]()
+    model, optimizer = DistributedDataParallel(network), build_optimizer(network, config.optim)
 
     def note(_: None, bucket: Bucket) -> Averaged:
         at.append(time.perf_counter())
@@ -46,12 +66,13 @@ def _steps(size: dict[str, Any], batch: Batch, count: int) -> list[list[float]]:
 
     # a lambda, because DDP would have an annotation be its own class
     model.register_comm_hook(None, lambda state, bucket: note(state, bucket))
-    found = []
-    for turn in range(count + 2):
+
+    def step() -> list[float]:
         dist.barrier()
         at.clear()
         began = time.perf_counter()
         train_step(model, optimizer, *batch)
-        if turn > 1:  # DDP changes its buckets after the first
-            found.append([each - began for each in (*at, time.perf_counter())])
-    return found
+        return [each - began for each in (*at, time.perf_counter())]
+
+    step()  # DDP changes its buckets after it
+    return step

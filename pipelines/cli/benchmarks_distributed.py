@@ -30,7 +30,7 @@ def bench_ray(rounds: int, steps: int, workers: int, as_json: bool) -> None:
 
 
 @click.command("scale")
-@click.option("--rounds", type=click.IntRange(2, 1000), default=7, show_default=True, help="Timings over each link.")
+@click.option("--rounds", type=click.IntRange(2, 1000), default=15, show_default=True, help="Timings over each link.")
 @click.option("--links", "known", type=FILE, help="Measurements of another run, its links.json, in place of new ones.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of links.json and picture; default .agmm/bench-scale."

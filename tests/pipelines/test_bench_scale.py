@@ -26,13 +26,14 @@ ONE = links.Steps(buckets=[(each.numbers, list(each.latent)) for each in BUCKETS
 def _shaped(ranks, rate, learnt, off=1.0):
     """What ranks would measure if the model were true, but that everything took `off` times as long."""
     link, alone = TRUE.link(rate), ONE.profile()
+    steps = {"buckets": ONE.buckets, "steps": [[ONE.steps[0], [0.05, 0.06, 0.2]]] * 3}  # one rank is ready before
     kinds = {}
     for kind in KINDS:
         exchange = float(np.dot(features(BUCKETS, kind, ranks, rate), astuple(TRUE)))
         cluster = scale.Cluster(ranks, 1, link, link)
         step = step_seconds(alone, kind, lambda b, k, c=cluster: scale.exchange_seconds(b, k, "ring", c, TRUE))
         kinds[kind] = {"bytes": 1, "exchange": [off * exchange] * 3, "step": [off * step] * 3}
-    return Shaped(ranks=ranks, rate_mbit=rate, fitted=learnt, kinds=kinds, profile=ONE)
+    return Shaped(ranks=ranks, rate_mbit=rate, crowd=1, fitted=learnt, kinds=kinds, **steps)
 
 
 def _links(off=1.0):
@@ -127,8 +128,10 @@ def test_ranks_in_namespaces_are_measured(monkeypatch):
     assert set(shaped.kinds) == set(KINDS)
     sizes = {kind: its.bytes for kind, its in shaped.kinds.items()}
     assert sizes["fp32"] > sizes["bf16"] > sizes["sign"] > 0
-    numbers = sum(count for count, _ in shaped.profile.buckets)
+    numbers = sum(count for count, _ in shaped.buckets)
     assert sizes["fp32"] == pytest.approx(4 * numbers, rel=0.05)  # two ranks send each other half, and half back
     assert min(shaped.kinds["fp32"].exchange) > 8 * sizes["fp32"] / 200e6 * 0.8, "faster than its link"
-    assert all(step == sorted(step) and step[0] > 0 for step in shaped.profile.steps)
+    assert [len(ranks) for ranks in shaped.steps] == [2, 2]
+    assert all(step == sorted(step) and step[0] > 0 for ranks in shaped.steps for step in ranks)
+    assert all(len(step) == len(shaped.buckets) + 1 for ranks in shaped.steps for step in ranks)
     assert Links.model_validate_json(measured.model_dump_json()) == measured

@@ -130,6 +130,18 @@ def test_a_fit_finds_the_costs_that_measurements_were_made_of():
     assert np.abs(again / (rows @ np.array(astuple(TRUE))) - 1).max() < 0.03
 
 
+def test_a_fit_is_not_bent_by_one_disturbed_sample():
+    rows, seconds = _samples(0.0)
+    seconds[4] *= 3
+    assert fitted(rows, seconds) == pytest.approx(astuple(TRUE), rel=0.02)
+
+
+def test_workers_that_share_a_core_on_paper():
+    assert TRUE.crowded(2) == Costs(TRUE.message, TRUE.overhead, 1.6e-9, 2.2e-9, 14e-9)
+    alone, crowded = (np.array(features(LARGE, "sign", 4, 50.0, crowd)) for crowd in (1.0, 2.0))
+    assert crowded / alone == pytest.approx([1, 1, 2, 2, 2])
+
+
 def test_a_fit_of_too_few():
     rows, seconds = _samples(0.0)
     with pytest.raises(ValueError, match="4 samples cannot tell 5 costs"):
