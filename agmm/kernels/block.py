@@ -10,30 +10,31 @@ Axes: T time steps, B batch, C channels, H, W.
 from torch import Tensor, nn
 
 from agmm.kernels import check, compiled, inductor, reference
+from agmm.kernels.counted import Counted
 from agmm.precision import at_least_float32
 
 
 def block_end(
-    n_TBCHW: Tensor,
+    n_TBCHW: Tensor | Counted,
     r_TBCHW: Tensor | None,
     norm: nn.Module,
     gate: nn.Module,
-    neuron: nn.Module,
+    neuron: nn.Module | None,
     unit_C: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A convolution's output and the shortcut's stream to (the new stream, its spikes), both `[T, B, C, H, W]`.
 
     That is x = gate(norm(unit * n)) + r and neuron(x), of a unit that is a constant, or None for 1; see
-    `agmm.kernels.reference`. Running statistics are updated.
+    `agmm.kernels.reference`. Running statistics are updated. Without a neuron the spikes are empty.
     """
-    n_TBCHW = at_least_float32(n_TBCHW)
+    n = n_TBCHW if isinstance(n_TBCHW, Counted) else Counted(at_least_float32(n_TBCHW), unit=unit_C)
     function = reference.block_end
-    if compiled.knows(norm, gate, neuron, n_TBCHW.shape[0]):
-        if compiled.takes(n_TBCHW, r_TBCHW) and check.agrees():
+    if compiled.knows(norm, gate, neuron, n.n.shape[0]):
+        if compiled.takes_counted(n, r_TBCHW) and check.agrees():
             function = compiled.block_end
-        elif inductor.takes(n_TBCHW, norm) and check.graph_agrees(n_TBCHW.device):
+        elif inductor.takes(n.n, norm) and check.graph_agrees(n.n.device):
             function = inductor.block_end
-    return function(n_TBCHW, r_TBCHW, norm, gate, neuron, unit_C)
+    return function(n, r_TBCHW, norm, gate, neuron)
 
 
 def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:

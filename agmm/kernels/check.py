@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agmm.kernels import compiled, inductor, native, reference
+from agmm.kernels.counted import Counted
 from agmm.models.blocks import BatchNorm2d
 from agmm.modulation import make_gate
 from agmm.neuron import LIF
@@ -110,7 +111,7 @@ def run(
     n, r, grad_x, grad_spikes, unit = (None if each is None else each.to(dtype) for each in inputs)
     leaves = {name: each.detach().requires_grad_() for name, each in (("n", n), ("r", r)) if each is not None}
     leaves |= {name: each for module in (norm, gate) for name, each in module.named_parameters()}
-    x, spikes = function(leaves["n"], leaves.get("r"), norm, gate, neuron, unit)
+    x, spikes = function(Counted(leaves["n"], unit=unit), leaves.get("r"), norm, gate, neuron)
     pairs = [(out, grad) for out, grad in ((x, grad_x), (spikes, grad_spikes)) if grad is not None]
     torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
     found = {"x": x, "spikes": spikes} | {f"the gradient of {name}": each.grad for name, each in leaves.items()}

@@ -11,28 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from agmm.kernels import native, ops
+from agmm.kernels.counted import Counted, counted
 from agmm.models.blocks import BatchNorm2d
 from agmm.modulation import AGMM, Halve
 from agmm.neuron import IF, LIF
 
+_SILENT = (0.0, 1.0, 1.0, False, True)  # in place of a neuron's constants
 _NORMS = (BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def block_end(
-    n_TBCHW: Tensor,
-    r_TBCHW: Tensor | None,
-    norm: nn.Module,
-    gate: nn.Module,
-    neuron: nn.Module,
-    unit_C: Tensor | None = None,
+    n: Tensor | Counted, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module | None
 ) -> tuple[Tensor, Tensor]:
     """As `agmm.kernels.reference.block_end`, for what `takes` and `knows`."""
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
     own = norm.training or norm.running_mean is None
     remembered = (None, None) if own else (norm.running_mean, norm.running_var)
+    given = counted(n)
     x, fired, mean, var, count, _ = ops.block_end(
-        n_TBCHW,
-        unit_C,
+        given.n,
+        given.sums,
+        given.unit,
+        given.in_units,
         r_TBCHW,
         norm.weight,
         norm.bias,
@@ -40,12 +40,13 @@ def block_end(
         gate.alpha if isinstance(gate, AGMM) else None,
         norm.eps,
         _kind(gate),
-        *_constants(neuron),
+        *(_constants(neuron) if neuron else _SILENT),
+        neuron is not None,
         _group(norm) if own else "",
     )
     if norm.training and norm.running_mean is not None:
         _remember(norm, mean, var, count)
-    return x, shown(neuron, x, fired)
+    return x, shown(neuron, x, fired) if neuron else fired
 
 
 def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:
@@ -66,19 +67,32 @@ def _remember(norm: nn.BatchNorm2d | nn.SyncBatchNorm, mean: Tensor, var: Tensor
 
 
 def takes(n: Tensor, r: Tensor | None = None) -> bool:
-    """Whether the passes take a convolution's output, or a current, `[T, ...]`, and a stream to add."""
-    fits = n.dtype == torch.float32 and n.device.type == "cpu" and 0 < n.shape[0] <= native.MOST_STEPS and n.numel() > 0
-    return fits and (r is None or (r.dtype == n.dtype and r.device == n.device and r.shape == n.shape))
+    """Whether the passes take a current `[T, ...]` and a stream to add."""
+    return n.dtype == torch.float32 and _takes(n) and (r is None or _alike(r, n))
 
 
-def knows(norm: nn.Module, gate: nn.Module, neuron: nn.Module, steps: int) -> bool:
+def takes_counted(n: Counted, r: Tensor | None) -> bool:
+    """As `takes`, of a convolution's output."""
+    fits = n.sums is not None or n.n.dtype == torch.float32
+    return fits and _takes(n.n) and (r is None or (r.dtype == torch.float32 and _alike(r, n.n)))
+
+
+def _takes(n: Tensor) -> bool:
+    return n.device.type == "cpu" and 0 < n.shape[0] <= native.MOST_STEPS and n.numel() > 0
+
+
+def _alike(r: Tensor, n: Tensor) -> bool:
+    return r.device == n.device and r.shape == n.shape
+
+
+def knows(norm: nn.Module, gate: nn.Module, neuron: nn.Module | None, steps: int) -> bool:
     """Whether the passes compute what these modules do over T = `steps`, and nobody watches them do it."""
     known = type(norm) in _NORMS and norm.weight is not None and norm.weight.dtype == torch.float32
     if type(gate) is AGMM:
         known &= gate.kind == "agmm" and gate.alpha.shape[0] == steps
     else:
         known &= type(gate) in (Halve, nn.Identity)
-    return known and knows_neuron(neuron) and not watched(norm) and not watched(gate)
+    return known and (neuron is None or knows_neuron(neuron)) and not watched(norm) and not watched(gate)
 
 
 def knows_neuron(neuron: nn.Module) -> bool:

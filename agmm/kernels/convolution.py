@@ -1,13 +1,15 @@
 """A binary convolution of spikes while training: bits forward, floats backward.
 
-Forward it is the packed networks' kernel, which is exact; what autograd keeps of the spikes are their bits, a 32nd of
-them. Backward the spikes are unpacked, and torch's own convolution gives both gradients, in bfloat16 under autocast.
+Forward it is the packed networks' kernel, which is exact, and gives integers; what autograd keeps of the spikes are
+their bits, a 32nd of them. Backward the spikes are unpacked, and torch's own convolution gives both gradients, in
+bfloat16 under autocast.
 
 Axes: N images (T * B), I input and O output channels, H, W; words are of 64 channels.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import torch
@@ -17,27 +19,33 @@ from torch.nn import functional as F
 from agmm.binary import BinaryConv2d, channel_scale, hard_sign, latent_ste
 from agmm.kernels.check import TOLERANCE, deviation, verdict
 from agmm.kernels.compiled import shown, watched
+from agmm.kernels.counted import Counted, edge
 from agmm.packed import native
 from agmm.precision import at_least_float32
 
 _ONES = [1, 1]
 
 
-def count(conv: nn.Module, spikes_NIHW: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`conv(spikes)`, 0 and 1, in units `[O]`; None for 1.
+def count(conv: nn.Module, spikes_NIHW: Tensor) -> Counted:
+    """`conv(spikes)`, 0 and 1.
 
     By bits where `conv` is a binary convolution that the kernels know. Its scale is the unit where it is a constant, so
-    that who takes the result can multiply by it on the way, and where nobody watches the convolution.
+    that who takes the result can multiply by it on the way.
     """
     if not _is_plain(conv):
-        return conv(spikes_NIHW), None
-    fast = takes(spikes_NIHW, conv.weight, conv.stride[0]) and agrees()
-    weights, scale = _latent(conv) if fast else conv.binarise()
-    counts = (spike_convolution if fast else _reference)(spikes_NIHW, weights, conv.stride[0])
-    scale_O = scale.flatten()
+        return Counted(conv(spikes_NIHW))
+    if takes(spikes_NIHW, conv.weight, conv.stride[0]) and agrees():
+        weights, scale = _latent(conv)
+        found = convolve(spikes_NIHW, weights, conv.stride[0])
+    else:
+        weights, scale = conv.binarise()
+        found = Counted(_reference(spikes_NIHW, weights, conv.stride[0]))
+    found = replace(found, unit=scale.flatten())
     if not scale.requires_grad and not conv._forward_hooks:
-        return counts, scale_O
-    return shown(conv, spikes_NIHW, in_units(counts, scale_O)), None
+        return found
+    values = found.floats()
+    seen = shown(conv, spikes_NIHW, values)
+    return Counted(seen) if scale.requires_grad or seen is not values else replace(found, n=seen, in_units=True)
 
 
 def _latent(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
@@ -52,11 +60,6 @@ def _is_plain(conv: nn.Module) -> TypeGuard[BinaryConv2d]:
     if not isinstance(conv, BinaryConv2d) or type(conv).forward is not BinaryConv2d.forward:
         return False
     return not watched(conv, but_forward=True) and conv.padding == (1, 1) and conv.stride[0] == conv.stride[1]
-
-
-def in_units(n: Tensor, unit_C: Tensor | None) -> Tensor:
-    """`n * unit`, of `[..., C, H, W]`."""
-    return n if unit_C is None else n * unit_C.view(-1, 1, 1)
 
 
 def _reference(x: Tensor, signs: Tensor, stride: int) -> Tensor:
@@ -97,31 +100,50 @@ def takes(x: Tensor, weights: Tensor, stride: int) -> bool:
 
 
 def spike_convolution(x: Tensor, weights: Tensor, stride: int = 1) -> Tensor:
+    """`convolve` to floats."""
+    return convolve(x, weights, stride).floats()
+
+
+def convolve(x: Tensor, weights: Tensor, stride: int = 1) -> Counted:
     """Spikes `[N, I, H, W]`, 0 and 1, by the signs of `[O, I, 3, 3]`, +1 for zeros, padded by 1: `[N, O, H', W']`.
 
     The result is channels last; the gradient of the weights is that of their signs. For what `takes`. Raises ValueError
     for other values than 0 and 1.
     """
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return _convolve(x, weights, stride, half)[0]
+    n, sums, _ = _convolve(x, weights, stride, half)
+    return Counted(n, sums)
 
 
 @torch.library.custom_op("agmm::spike_convolution", mutates_args=(), device_types="cpu")
-def _convolve(x: Tensor, weights: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """The sums, and the spikes as bits with their border, int64 `[N, H + 2, W + 2, words]`; `half`: of gradients."""
+def _convolve(x: Tensor, weights: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The edge, the sums as int16, and the spikes as bits with their border, int64 `[N, H + 2, W + 2, words]`.
+
+    `half`: of gradients.
+    """
     x_NHWI = x.permute(0, 2, 3, 1).contiguous()
     bits = torch.empty(_bits_shape(x), dtype=torch.int64)
-    threads = torch.get_num_threads()
-    native.pack_spikes(x_NHWI.numpy(), bits.numpy(), threads=threads)
-    out = _result(x, weights, stride)
-    weights_O33I = weights.permute(0, 2, 3, 1).contiguous()
-    native.convolve_spikes(bits.numpy(), weights_O33I.numpy(), stride, out.permute(0, 2, 3, 1).numpy(), threads=threads)
-    return out, bits
+    native.pack_spikes(x_NHWI.numpy(), bits.numpy(), threads=torch.get_num_threads())
+    sums = convolve_bits(bits, weights, stride)
+    return edge(sums, _kind(half)), sums, bits
 
 
 @_convolve.register_fake
-def _(x: Tensor, weights: Tensor, stride: int, _: bool) -> tuple[Tensor, Tensor]:
-    return _result(x, weights, stride), x.new_empty(_bits_shape(x), dtype=torch.int64)
+def _(x: Tensor, weights: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+    sums = _result(x.new_empty(_bits_shape(x), dtype=torch.int64), weights, stride)
+    return edge(sums, _kind(half)), sums, x.new_empty(_bits_shape(x), dtype=torch.int64)
+
+
+def convolve_bits(bits: Tensor, weights: Tensor, stride: int) -> Tensor:
+    """Packed spikes by the signs of weights, int16 `[N, O, H', W']`."""
+    sums, weights_O33I = _result(bits, weights, stride), weights.permute(0, 2, 3, 1).contiguous()
+    given = bits.numpy(), weights_O33I.numpy(), stride, sums.permute(0, 2, 3, 1).numpy()
+    native.convolve_spikes(*given, threads=torch.get_num_threads())
+    return sums
+
+
+def _kind(half: bool) -> torch.dtype:
+    return torch.bfloat16 if half else torch.float32
 
 
 def _bits_shape(x: Tensor) -> tuple[int, ...]:
@@ -129,9 +151,10 @@ def _bits_shape(x: Tensor) -> tuple[int, ...]:
     return images, height + 2, width + 2, -(-channels // 64)
 
 
-def _result(x: Tensor, weights: Tensor, stride: int) -> Tensor:
-    sides = [-(-side // stride) for side in x.shape[2:]]
-    return x.new_empty((x.shape[0], *sides, len(weights))).permute(0, 3, 1, 2)
+def _result(bits: Tensor, weights: Tensor, stride: int) -> Tensor:
+    images, rows, columns, _ = bits.shape
+    sides = [-(-(side - 2) // stride) for side in (rows, columns)]
+    return bits.new_empty((images, *sides, len(weights)), dtype=torch.int16).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("agmm::spike_convolution_backward", mutates_args=(), device_types="cpu")
@@ -139,9 +162,9 @@ def _gradients(
     grad: Tensor, bits: Tensor, weights: Tensor, stride: int, half: bool, of_spikes: bool, of_signs: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of spikes and of the weights' signs; empty where they are not asked for."""
-    kind = torch.bfloat16 if half else torch.float32
-    x, signs = _unpacked(bits, weights.shape[1]), hard_sign(weights)
-    grad, x, signs = (each.to(kind, memory_format=torch.channels_last) for each in (grad, x, signs))
+    kind = _kind(half)
+    x, signs = _unpacked(bits, weights.shape[1], kind), hard_sign(weights)
+    grad, signs = (each.to(kind, memory_format=torch.channels_last) for each in (grad, signs))
     strides, mask = [stride, stride], [of_spikes, of_signs, False]
     dx, dsigns, _ = torch.ops.aten.convolution_backward(
         grad, x, signs, None, strides, _ONES, _ONES, False, [0, 0], 1, mask
@@ -153,16 +176,18 @@ def _gradients(
 def _(grad: Tensor, bits: Tensor, weights: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
     *_, of_spikes, of_signs = asked
     images, rows, columns, _ = bits.shape
-    x = grad.new_empty((images, rows - 2, columns - 2, weights.shape[1])).permute(0, 3, 1, 2)
-    empty = grad.new_empty(0)
+    shape = (images, rows - 2, columns - 2, weights.shape[1])
+    x, empty = (grad.new_empty(size, dtype=torch.float32) for size in (shape, 0))
+    x = x.permute(0, 3, 1, 2)
     dsigns = torch.empty_like(weights, memory_format=torch.channels_last) if of_signs else empty
     return x if of_spikes else empty.clone(), dsigns
 
 
-def _unpacked(bits: Tensor, channels: int) -> Tensor:
+def _unpacked(bits: Tensor, channels: int, kind: torch.dtype) -> Tensor:
     images, rows, columns, _ = bits.shape
-    x_NHWI = torch.empty(images, rows - 2, columns - 2, channels)
-    native.unpack_spikes(bits.numpy(), x_NHWI.numpy(), threads=torch.get_num_threads())
+    x_NHWI = torch.empty(images, rows - 2, columns - 2, channels, dtype=kind)
+    known = x_NHWI.view(torch.int16) if kind == torch.bfloat16 else x_NHWI
+    native.unpack_spikes(bits.numpy(), known.numpy(), threads=torch.get_num_threads())
     return x_NHWI.permute(0, 3, 1, 2)
 
 
@@ -170,14 +195,15 @@ def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.float32) if grad is None else grad.float()
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, weights, ctx.stride, ctx.half = inputs
-    ctx.mark_non_differentiable(output[1])
+    _, sums, bits = output
+    ctx.mark_non_differentiable(sums, bits)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], weights)
+    ctx.save_for_backward(bits, weights)
 
 
-def _back(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+def _back(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     of_spikes, of_signs = ctx.needs_input_grad[:2]
     if grad is None:
         return None, None, None, None

@@ -8,17 +8,18 @@ Axes: T time steps, B batch, C channels, H, W.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
 
 from agmm.kernels.block import block_end, spikes
 from agmm.kernels.compiled import watched
-from agmm.kernels.convolution import count, in_units
+from agmm.kernels.convolution import count
+from agmm.kernels.counted import Counted
 from agmm.models.blocks import SpikingBlock, over_time
 from agmm.models.resnet import SpikingResNet
 from agmm.neuron import IF, LIF, PLIF
+from agmm.precision import at_least_float32
 
 # Neurons whose output is 0 or 1, which a convolution of bits needs.
 _SPIKING = (LIF, IF, PLIF)
@@ -32,21 +33,18 @@ class FusedStages(nn.Sequential):
         if any(map(watched, [*self, *blocks])):
             return super().forward(x_TBCHW)
         fired = spikes(x_TBCHW, blocks[0].neuron)
-        for block, following in pairwise(blocks):
-            n, unit = _convolved(block, fired)
-            r = over_time(block.shortcut, x_TBCHW)
-            x_TBCHW, fired = block_end(n, r, block.norm, block.gate, following.neuron, unit)
-        last = blocks[-1]
-        current = over_time(last.norm, in_units(*_convolved(last, fired)))
-        return last.gate(current) + over_time(last.shortcut, x_TBCHW)
+        neurons = [*(block.neuron for block in blocks[1:]), None]
+        for block, neuron in zip(blocks, neurons, strict=True):
+            n, r = _convolved(block, fired), over_time(block.shortcut, x_TBCHW)
+            x_TBCHW, fired = block_end(n, r, block.norm, block.gate, neuron)
+        return x_TBCHW
 
 
-def _convolved(block: SpikingBlock, fired_TBCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+def _convolved(block: SpikingBlock, fired_TBCHW: Tensor) -> Counted:
     """The convolution's output, in units of the scale of its weights where that is a constant: one pass less."""
     if type(block.neuron) not in _SPIKING:
-        return over_time(block.conv, fired_TBCHW), None
-    counts, scale_O = count(block.conv, fired_TBCHW.flatten(0, 1))
-    return counts.unflatten(0, fired_TBCHW.shape[:2]), scale_O
+        return Counted(at_least_float32(over_time(block.conv, fired_TBCHW)))
+    return count(block.conv, fired_TBCHW.flatten(0, 1)).over_time(len(fired_TBCHW))
 
 
 def fuse(network: nn.Module) -> bool:

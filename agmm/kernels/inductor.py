@@ -16,22 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from agmm.kernels import compiled, reference
+from agmm.kernels.counted import Counted, counted
 
 # Graphs of one function: shapes of four stages, with and without a gradient, in training and in validation.
 _MOST_GRAPHS = 64
 
 
 def block_end(
-    n_TBCHW: Tensor,
-    r_TBCHW: Tensor | None,
-    norm: nn.Module,
-    gate: nn.Module,
-    neuron: nn.Module,
-    unit_C: Tensor | None = None,
+    n: Tensor | Counted, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module | None
 ) -> tuple[Tensor, Tensor]:
     """As `agmm.kernels.reference.block_end`, for what `takes` and `agmm.kernels.compiled.knows`."""
-    x, fired = _graph()(n_TBCHW, r_TBCHW, norm, gate, unhooked(neuron), unit_C)
-    return x, compiled.shown(neuron, x, fired)
+    given = counted(n)
+    x, fired = _graph()(given.n, given.unit, r_TBCHW, norm, gate, neuron and unhooked(neuron))
+    return x, compiled.shown(neuron, x, fired) if neuron else fired
 
 
 def takes(n: Tensor, norm: nn.Module) -> bool:
@@ -48,6 +45,10 @@ def unhooked(neuron: nn.Module) -> nn.Module:
     return alike
 
 
+def _block_end(n_TBCHW: Tensor, unit_C: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+    return reference.block_end(Counted(n_TBCHW, unit=unit_C), *others)
+
+
 @cache
 def _graph() -> Any:
-    return torch.compile(reference.block_end, dynamic=False, recompile_limit=_MOST_GRAPHS)  # type: ignore[call-overload]
+    return torch.compile(_block_end, dynamic=False, recompile_limit=_MOST_GRAPHS)  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from agmm.library import CompiledLibrary
 
 LIBRARY_VARIABLE = "AGMM_FUSED_LIBRARY"
 # As in native/api.h and native/kernels.h.
-ABI, MOST_STEPS = 2, 32
+ABI, MOST_STEPS = 3, 32
 _MOST_THREADS = 256
 _LONG_LINE = 4096  # values side by side: the tail of a line that is not a whole vector then costs nothing
 
@@ -40,24 +40,37 @@ class _Neuron(ctypes.Structure):
     _fields_ = [*((name, c_float) for name in ("leak", "threshold", "width")), ("hard", c_int32), ("detach", c_int32)]
 
 
+class _Counts(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("n", "sums", "unit")]
+
+
+class _Term(ctypes.Structure):
+    _fields_ = [("counts", _Counts), *((name, c_void_p) for name in ("scale", "shift", "gate"))]
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = [("r", c_void_p), ("r_step", c_int64), ("terms", POINTER(_Term)), ("number", c_int64)]
+
+
 class _Forward(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("n", "unit", "scale", "shift", "gate", "r")),
-        ("r_step", c_int64),
-        *((name, c_void_p) for name in ("x", "spikes")),
-    ]
+    _fields_ = [("stream", _Stream), ("x", c_void_p), ("spikes", c_void_p)]
 
 
 class _Backward(ctypes.Structure):
     _fields_ = [
-        ("x", c_void_p),
-        ("x_step", c_int64),
-        *((name, c_void_p) for name in ("grad_x", "grad_spikes", "n", "unit", "centre", "g", "sums")),
+        ("stream", _Stream),
+        *((name, c_void_p) for name in ("grad_x", "grad_spikes")),
+        ("counts", _Counts),
+        *((name, c_void_p) for name in ("centre", "g", "sums")),
     ]
 
 
 class _Affine(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("g", "n", "unit", "centre", "by_g", "by_n", "rest", "dn")]
+    _fields_ = [
+        ("g", c_void_p),
+        ("counts", _Counts),
+        *((name, c_void_p) for name in ("centre", "times", "by_g", "by_n", "rest", "dn", "half")),
+    ]
 
 
 @dataclass(frozen=True)
@@ -132,70 +145,91 @@ def _images(x_TBCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Counts:
-    """A convolution's output n, in units of its channels `[C]` where these are given."""
+    """A convolution's output n, float32 or int16, in units of its channels `[C]` where these are given."""
 
     values: Tensor
     unit: Tensor | None = None
 
-    def pointers(self) -> tuple[int | None, int | None]:
-        """Of both."""
-        return _at(self.values), _at(self.unit)
+    def struct(self) -> _Counts:
+        """AgmmCounts."""
+        whole = self.values.dtype == torch.int16
+        return _Counts(**{"sums" if whole else "n": _at(self.values)}, unit=_at(self.unit))
+
+
+@dataclass(frozen=True)
+class Term:
+    """gate * (scale * n + shift): n, scale and shift `[C]`, the gate of every value, float32 `[T, B, C]`."""
+
+    n: Counts
+    affine: tuple[Tensor, Tensor, Tensor]
+
+    def struct(self) -> _Term:
+        """AgmmTerm."""
+        return _Term(self.n.struct(), *map(_at, self.affine))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """x = r + the terms, one after the other; the steps of r are `r_step` values apart, 0 for all the same."""
+
+    r: Tensor | None
+    r_step: int = 0
+    terms: Sequence[Term] = ()
+
+    def struct(self) -> _Stream:
+        """AgmmStream."""
+        terms = (_Term * len(self.terms))(*(term.struct() for term in self.terms))
+        return _Stream(_at(self.r), self.r_step, terms, len(self.terms))
 
 
 def moments(layout: Layout, n: Counts) -> Tensor:
     """Sums of `n` over P, and of its squares, in float64: `[2, T, B, C]`."""
     sums = layout.coefficients(2)
-    _call("moments", layout, *n.pointers(), _at(sums))
+    _call("moments", layout, ctypes.byref(n.struct()), _at(sums))
     return sums
 
 
-def forward(
-    layout: Layout,
-    neuron: Neuron,
-    n: Counts,
-    affine: tuple[Tensor, Tensor, Tensor],
-    r: Tensor | None,
-    r_step: int,
-    x: Tensor | None,
-    spikes: Tensor,
-) -> None:
-    """x = gate * (scale * n + shift) + r into `x`, and its spikes; `affine` is scale `[C]`, shift, gate `[T, B, C]`."""
-    job = _Forward(*n.pointers(), *map(_at, affine), _at(r), r_step, _at(x), _at(spikes))
-    _call("forward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
-
-
-def current(layout: Layout, neuron: Neuron, x: Tensor, x_step: int, spikes: Tensor) -> None:
-    """The spikes of a current `x` alone."""
-    job = _Forward(r=_at(x), r_step=x_step, spikes=_at(spikes))
+def forward(layout: Layout, neuron: Neuron, stream: Stream, x: Tensor | None, spikes: Tensor | None) -> None:
+    """The stream into `x`, and its spikes, each where it is asked for."""
+    job = _Forward(stream.struct(), _at(x), _at(spikes))
     _call("forward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
 
 
 def backward(
     layout: Layout,
     neuron: Neuron,
-    x: Tensor,
-    x_step: int,
+    stream: Stream,
     grads: Iterable[Tensor | None],
     n: Counts | None,
     centre: Tensor | None,
     g: Tensor,
 ) -> Tensor:
-    """dL/dx into `g`, of the gradients of (x, spikes). Of `n`: sums of g and of g * (n - centre), `[2, T, B, C]`."""
-    sums = layout.coefficients(2) if n is not None else layout.coefficients(0)
-    of_n = n.pointers() if n is not None else (None, None)
-    job = _Backward(_at(x), x_step, *map(_at, grads), *of_n, _at(centre), _at(g), _at(sums))
+    """dL/dx into `g`, of the gradients of (x, spikes). Of `n`: sums of g and of g * (n - centre), `[2, T, B, C]`.
+
+    Without a gradient of the spikes the stream is not looked at.
+    """
+    sums = layout.coefficients(2) if n is not None else None
+    counts = n.struct() if n is not None else _Counts()
+    job = _Backward(stream.struct(), *map(_at, grads), counts, _at(centre), _at(g), _at(sums))
     _call("backward", layout, ctypes.byref(neuron.struct()), ctypes.byref(job))
-    return sums
+    return sums if sums is not None else layout.coefficients(0)
 
 
 def affine(
-    layout: Layout, g: Tensor, n: Counts, centre: Tensor, factors: tuple[Tensor, Tensor, Tensor], dn: Tensor
+    layout: Layout,
+    g: Tensor,
+    n: Counts,
+    centre: Tensor,
+    times: Tensor | None,
+    factors: tuple[Tensor, Tensor, Tensor],
+    dn: Tensor,
 ) -> None:
-    """dn = unit * (by_g * g + by_n * (n - centre) + rest) into `dn`, which may be `g`.
+    """dn = times * (by_g * g + by_n * (n - centre) + rest) into `dn`, bfloat16 or float32, which may be `g`.
 
-    The factors are `[T, B, C]`, `[C]`, `[T, B, C]`.
+    `times` is `[C]`, None for 1; the factors are `[T, B, C]`, `[C]`, `[T, B, C]`.
     """
-    job = _Affine(_at(g), *n.pointers(), _at(centre), *map(_at, factors), _at(dn))
+    into = {"half" if dn.dtype == torch.bfloat16 else "dn": _at(dn)}
+    job = _Affine(_at(g), n.struct(), _at(centre), _at(times), *map(_at, factors), **into)
     _call("affine", layout, ctypes.byref(job))
 
 
@@ -213,7 +247,7 @@ def _bind(library: ctypes.CDLL) -> ctypes.CDLL:
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "abi": (c_int32, []),
         "paths": (c_char_p, []),
-        "moments": (None, [c_char_p, shape, c_void_p, c_void_p, c_void_p]),
+        "moments": (None, [c_char_p, shape, POINTER(_Counts), c_void_p]),
         "forward": (None, [c_char_p, shape, neuron, POINTER(_Forward)]),
         "backward": (None, [c_char_p, shape, neuron, POINTER(_Backward)]),
         "affine": (None, [c_char_p, shape, POINTER(_Affine)]),

@@ -12,25 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import all_reduce, distributed_c10d
 
 from agmm.kernels import native
-from agmm.kernels.algebra import GATES, Gate, Gradients, Norm, OverRanks, gradients, statistics
-from agmm.kernels.native import Counts, Layout, Neuron
-
-
-def _over_ranks(group: str) -> OverRanks:
-    """Sums over the process group of that name; nothing for no name."""
-    if not group:
-        return lambda _: None
-    found: Any = distributed_c10d._resolve_process_group(group)  # type: ignore[arg-type, attr-defined]
-    return lambda sums: all_reduce(sums, group=found)
+from agmm.kernels.algebra import GATES, Norm
+from agmm.kernels.native import Counts, Layout, Neuron, Stream
+from agmm.kernels.passes import Constants, Wanted, backward, forward
 
 
 @torch.library.custom_op("agmm::block_end", mutates_args=(), device_types="cpu")
 def block_end(
     n: Tensor,
+    whole: Tensor | None,
     unit: Tensor | None,
+    in_units: bool,  # noqa: ARG001
     r: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -44,54 +38,52 @@ def block_end(
     width: float,
     detach_reset: bool,
     hard: bool,
+    fires: bool,
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A convolution's output `n` and a stream `r` to (x, spikes), `[T, B, C, H, W]`.
+    """A convolution's output and a stream `r` to (x, spikes), `[T, B, C, H, W]`.
 
     Args:
-        unit: what `n` is in units of, `[C]`, a constant; None for 1.
+        n, whole, unit, in_units: see `agmm.kernels.counted.Counted`, whose `sums` are `whole`.
         weight, bias, eps: of the norm, `[C]`.
         mean, var: remembered statistics `[C]`; None for the batch's own.
         alpha, gate: see `agmm.kernels.algebra.Gate`.
         leak, threshold, width, detach_reset, hard: of the neuron.
+        fires: whether there is a neuron; without one, spikes are empty.
         group: name of the process group that shares the batch's statistics, or empty.
 
     Returns:
         x and spikes, then what the gradient needs: the statistics used, mean and var `[C]`, how many values they are
-        of, and the sums of `n` over H and W, `[T, B, C]`.
+        of, and the sums of the output over H and W, `[T, B, C]`.
 
     """
-    layout = Layout.of(n)
-    counts = Counts(layout.dense(n), unit)
-    needed = mean is None or GATES[gate] is None
-    sums = native.moments(layout, counts) if needed else layout.coefficients(2).zero_()
-    count = torch.zeros((), dtype=torch.float64)
-    if mean is None or var is None:
-        mean, var, count = statistics(sums, layout.pixels, _over_ranks(group))
-    else:
-        mean, var = mean.clone(), var.clone()
-    norm = Norm(weight, bias, mean, var, count, eps)
-    affine = (*norm.affine(), Gate(gate, alpha, layout.pixels).forward(norm, sums[0]))
-    stream, step = layout.repeated(r) if r is not None else (None, 0)
-    x, spikes = torch.empty_like(counts.values), torch.empty_like(counts.values)
-    native.forward(layout, Neuron(leak, threshold, width, detach_reset, hard), counts, affine, stream, step, x, spikes)
-    return x, spikes, mean, var, count, sums[0].clone()
+    its = Constants(eps, gate, leak, threshold, width, detach_reset, hard, fires, group)
+    remembered = [] if mean is None or var is None else [mean, var]
+    done = forward(counts_of(n if whole is None else whole, unit), r, [weight, bias, *remembered], alpha, its)
+    count = n.new_zeros((), dtype=torch.float64) if done.norm.count is None else done.norm.count
+    return done.x, done.spikes, done.norm.mean, done.norm.var, count, done.sums.clone()
+
+
+def counts_of(values: Tensor, unit: Tensor | None) -> Counts:
+    """A convolution's output as the passes take it."""
+    return Counts(Layout.of(values).dense(values), unit)
 
 
 @block_end.register_fake
-def _(n: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    kind = torch.float64 if rest[4] is None else torch.float32  # the remembered mean
-    like = _like(n)
-    statistic = n.new_empty(n.shape[2], dtype=kind)
-    count, sums = n.new_empty((), dtype=torch.float64), n.new_empty(n.shape[:3], dtype=torch.float64)
-    return like, torch.empty_like(like), statistic, torch.empty_like(statistic), count, sums
+def _(n: Tensor, whole: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    remembered, fires = rest[5], rest[-2]
+    like = _like(n if whole is None else whole).to(torch.float32)
+    statistic = like.new_empty(n.shape[2], dtype=torch.float64 if remembered is None else torch.float32)
+    count, sums = like.new_empty((), dtype=torch.float64), like.new_empty(n.shape[:3], dtype=torch.float64)
+    fired = torch.empty_like(like) if fires else like.new_empty(0)
+    return like, fired, statistic, torch.empty_like(statistic), count, sums
 
 
 @torch.library.custom_op("agmm::block_end_backward", mutates_args=(), device_types="cpu")
 def block_end_backward(
     grad_x: Tensor | None,
     grad_spikes: Tensor | None,
-    n: Tensor,
+    values: Tensor,
     unit: Tensor | None,
     x: Tensor,
     weight: Tensor,
@@ -101,6 +93,9 @@ def block_end_backward(
     count: Tensor | None,
     sums: Tensor,
     alpha: Tensor | None,
+    half: bool,
+    in_units: bool,
+    adds: bool,
     eps: float,
     gate: str,
     leak: float,
@@ -108,71 +103,67 @@ def block_end_backward(
     width: float,
     detach_reset: bool,
     hard: bool,
+    fires: bool,
     group: str,
-    stream: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (n, r, weight, bias, alpha); those of r and alpha are empty where there are none.
 
-    `stream` says whether there is an r, and `count` is None where the statistics were remembered.
+    `values` are n or the integers in its place, `half` says whether its gradient is bfloat16, `adds` whether there is
+    an r, and `count` is None where the statistics were remembered.
     """
-    layout = Layout.of(n)
-    counts, g = Counts(layout.dense(n), unit), torch.empty_like(x)
-    grads = tuple(None if grad is None else layout.dense(grad) for grad in (grad_x, grad_spikes))
-    neuron, norm = Neuron(leak, threshold, width, detach_reset, hard), Norm(weight, bias, mean, var, count, eps)
-    centre = norm.centre()
-    sums_of_g = native.backward(layout, neuron, x, x.stride(0), grads, counts, centre, g)
-    its: Gradients = gradients(norm, Gate(gate, alpha, layout.pixels), sums, sums_of_g, _over_ranks(group))
-    dn = torch.empty_like(g) if stream else g
-    native.affine(layout, g, counts, centre, its.factors, dn)
-    alpha_T = its.alpha if its.alpha is not None else n.new_empty(0)
-    return dn, g if stream else n.new_empty(0), its.weight, its.bias, alpha_T
+    its = Constants(eps, gate, leak, threshold, width, detach_reset, hard, fires, group)
+    norm = Norm(weight, bias, mean, var, count, eps)
+    counts = counts_of(values, unit)
+    wanted = Wanted(torch.bfloat16 if half else torch.float32, None if in_units else unit, adds)
+    stream = Stream(x, x.stride(0))
+    dn, g, found = backward((grad_x, grad_spikes), counts, stream, norm, sums, alpha, its, wanted)
+    empty = x.new_empty(0)
+    return dn, g if adds else empty, found.weight, found.bias, found.alpha if found.alpha is not None else empty.clone()
 
 
 @block_end_backward.register_fake
 def _(*inputs: Any) -> tuple[Tensor, ...]:
-    n, x, weight, bias, alpha, gate, stream = (inputs[i] for i in (2, 4, 5, 6, 11, 13, 20))
-    dr = torch.empty_like(x) if stream else n.new_empty(0)
-    dalpha = torch.empty_like(alpha) if GATES[gate] is None else n.new_empty(0)
-    return torch.empty_like(x), dr, torch.empty_like(weight), torch.empty_like(bias), dalpha
+    x, weight, bias, alpha, half, _, adds, _, gate = (inputs[i] for i in (4, 5, 6, 11, 12, 13, 14, 15, 16))
+    dr = torch.empty_like(x) if adds else x.new_empty(0)
+    dalpha = torch.empty_like(alpha) if GATES[gate] is None else x.new_empty(0)
+    dn = torch.empty_like(x, dtype=torch.bfloat16 if half else torch.float32)
+    return dn, dr, torch.empty_like(weight), torch.empty_like(bias), dalpha
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    n, unit, r, weight, bias, remembered, _, alpha, *ctx.constants = inputs
+    n, whole, unit, in_units, r, weight, bias, remembered, _, alpha, *constants = inputs
     x, _, mean, var, count, sums = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(mean, var, count, sums)
-    ctx.save_for_backward(n, unit, x, weight, bias, mean, var, count if remembered is None else None, sums, alpha)
-    ctx.stream = r is not None
+    values = n if whole is None else whole
+    ctx.save_for_backward(values, unit, x, weight, bias, mean, var, count if remembered is None else None, sums, alpha)
+    ctx.constants = n.dtype == torch.bfloat16, in_units, r is not None, *constants
 
 
 def _back(ctx: Any, grad_x: Tensor | None, grad_spikes: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_x is None and grad_spikes is None:
-        return (None,) * 16
-    grads = block_end_backward(grad_x, grad_spikes, *ctx.saved_tensors, *ctx.constants, ctx.stream)
-    dn, dr, weight, bias, alpha = grads
-    return (
-        dn,
-        None,
-        dr if ctx.stream else None,
-        weight,
-        bias,
-        None,
-        None,
-        alpha if alpha.numel() else None,
-        *(None for _ in ctx.constants),
-    )
+        return (None,) * _INPUTS
+    grads = block_end_backward(grad_x, grad_spikes, *ctx.saved_tensors, *ctx.constants)
+    return as_inputs(*grads)
 
 
+def as_inputs(dn: Tensor, dr: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients as those of the inputs of `block_end`."""
+    dr_or_none, alpha_or_none = (each if each.numel() else None for each in (dr, alpha))
+    found = (dn, None, None, None, dr_or_none, weight, bias, None, None, alpha_or_none)
+    return found + (None,) * (_INPUTS - len(found))
+
+
+_INPUTS = 19
 block_end.register_autograd(_back, setup_context=_keep)
 
 
 @torch.library.custom_op("agmm::spikes", mutates_args=(), device_types="cpu")
 def spikes(x: Tensor, leak: float, threshold: float, width: float, detach_reset: bool, hard: bool) -> Tensor:
     """The neuron alone: a current `[T, ...]` to spikes alike."""
-    current, step = Layout.of(x).repeated(x)
     fired = _like(x)
     neuron = Neuron(leak, threshold, width, detach_reset, hard)
-    native.current(Layout.lines(x), neuron, current, step, fired)
+    native.forward(Layout.lines(x), neuron, Stream(*Layout.of(x).repeated(x)), None, fired)
     return fired
 
 
@@ -191,11 +182,9 @@ def spikes_backward(
     grad: Tensor, x: Tensor, leak: float, threshold: float, width: float, detach_reset: bool, hard: bool
 ) -> Tensor:
     """The gradient of `spikes`' current."""
-    layout = Layout.of(x)
-    current, step = layout.repeated(x)
-    g = _like(x)
-    neuron = Neuron(leak, threshold, width, detach_reset, hard)
-    native.backward(Layout.lines(x), neuron, current, step, (None, layout.dense(grad)), None, None, g)
+    layout, g = Layout.of(x), _like(x)
+    neuron, stream = Neuron(leak, threshold, width, detach_reset, hard), Stream(*layout.repeated(x))
+    native.backward(Layout.lines(x), neuron, stream, (None, layout.dense(grad)), None, None, g)
     return g
 
 

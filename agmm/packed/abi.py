@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from agmm.packed.description import Block, Description, Neuron
 
 # As `kAbi` in api.h: another number means that the library was compiled from other sources.
-ABI = 2
+ABI = 3
 Library = Any
 _GATES = {"none": 0, "sample": 1, "channel": 2}
 _SHORTCUTS = {"none": 0, "identity": 1, "projection": 2}
@@ -94,7 +94,7 @@ def bind(library: ctypes.CDLL) -> Library:
         "agmm_layer_create": (c_int, [c_char_p, c_int32, c_void_p, *[c_int32] * 4, POINTER(c_void_p)]),
         "agmm_layer_free": (None, [c_void_p]),
         "agmm_pack_spikes": (c_int, [c_char_p, c_int32, c_void_p, c_int64, *[c_int32] * 3, c_void_p]),
-        "agmm_unpack_spikes": (None, [c_char_p, c_int32, c_void_p, c_int64, *[c_int32] * 3, c_void_p]),
+        "agmm_unpack_spikes": (None, [c_char_p, c_int32, c_void_p, c_int64, *[c_int32] * 4, c_void_p]),
         "agmm_convolve_spikes": (
             c_int,
             [c_char_p, c_int32, c_void_p, c_int64, *[c_int32] * 3, c_void_p, *[c_int32] * 2, c_void_p],

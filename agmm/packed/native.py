@@ -183,10 +183,11 @@ def pack_spikes(x_NHWI: NDArray[np.float32], bits: NDArray[np.int64], *, threads
         raise ValueError("Spikes are 0 or 1, and these hold another value.")
 
 
-def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[np.float32], *, threads: int = 1) -> None:
-    """The inverse of `pack_spikes`."""
+def unpack_spikes(bits: NDArray[np.int64], x_NHWI: NDArray[Any], *, threads: int = 1) -> None:
+    """The inverse of `pack_spikes`, to float32, or to the 16 bits of a bfloat16, a type that NumPy does not know."""
+    half = x_NHWI.itemsize == 2
     _kernels.loaded().agmm_unpack_spikes(
-        _kernels.path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, x_NHWI.ctypes.data
+        _kernels.path().encode(), threads, bits.ctypes.data, *x_NHWI.shape, half, x_NHWI.ctypes.data
     )
 
 
@@ -194,7 +195,7 @@ def convolve_spikes(
     bits: NDArray[np.int64],
     weights_O33I: NDArray[np.float32],
     stride: int,
-    out_NHWO: NDArray[np.float32],
+    out_NHWO: NDArray[np.int16],
     *,
     threads: int = 1,
 ) -> None:

@@ -65,15 +65,15 @@ using namespace agmm::fused;
 
 extern "C" {
 
-int32_t agmm_fused_abi() { return 2; }
+int32_t agmm_fused_abi() { return 3; }
 
 const char* agmm_fused_paths() { return kernel_names(); }
 
-void agmm_fused_moments(const char* path, const AgmmShape* sizes, const float* n, const float* unit, double* sums) {
+void agmm_fused_moments(const char* path, const AgmmShape* sizes, const AgmmCounts* counts, double* sums) {
     const Shape shape = shape_of(*sizes);
     std::fill_n(sums, 2 * shape.steps * shape.coefficients(), 0.0);
     const Kernels& kernels = *find_kernels(path);
-    each_part(shape, sizes->threads, [&](Part part) { kernels.moments(shape, n, unit, sums, part); });
+    each_part(shape, sizes->threads, [&](Part part) { kernels.moments(shape, *counts, sums, part); });
 }
 
 void agmm_fused_forward(const char* path, const AgmmShape* sizes, const AgmmNeuron* neuron, const AgmmForward* job) {
@@ -86,14 +86,14 @@ void agmm_fused_forward(const char* path, const AgmmShape* sizes, const AgmmNeur
 void agmm_fused_backward(const char* path, const AgmmShape* sizes, const AgmmNeuron* neuron, const AgmmBackward* job) {
     Shape shape = shape_of(*sizes);
     shape.stream = streams(shape, {job->g});
-    if (job->n) std::fill_n(job->sums, 2 * shape.steps * shape.coefficients(), 0.0);
+    if (job->sums) std::fill_n(job->sums, 2 * shape.steps * shape.coefficients(), 0.0);
     const Kernels& kernels = *find_kernels(path);
     each_part(shape, sizes->threads, [&](Part part) { kernels.backward(shape, *neuron, *job, part); });
 }
 
 void agmm_fused_affine(const char* path, const AgmmShape* sizes, const AgmmAffine* job) {
     Shape shape = shape_of(*sizes);
-    shape.stream = streams(shape, {job->dn});
+    shape.stream = job->dn && streams(shape, {job->dn});
     const Kernels& kernels = *find_kernels(path);
     each_part(shape, sizes->threads, [&](Part part) { kernels.affine(shape, *job, part); });
 }

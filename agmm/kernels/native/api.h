@@ -18,32 +18,54 @@ struct AgmmNeuron {
     int32_t hard, detach;
 };
 
-// x = gate * (scale * n + shift) + r, spikes = neuron(x). Without n, x is r; without r, it is not added; x may be null.
-// Here and below n is given in units of its channel, [C]: null where they are 1.
-struct AgmmForward {
-    const float *n, *unit, *scale, *shift;  // [T, B, C, P], [C], [C], [C]
-    const float* gate;               // [T, B, C]
+// A convolution's output n [T, B, C, P], as floats or as 16-bit integers, in units of its channel, [C]: null where they
+// are 1.
+struct AgmmCounts {
+    const float* n;
+    const int16_t* sums;
+    const float* unit;
+};
+
+// gate * (scale * n + shift).
+struct AgmmTerm {
+    AgmmCounts counts;
+    const float *scale, *shift;  // [C]
+    const float* gate;           // [T, B, C]
+};
+
+// A stream x = r + the terms, one after the other. r may be null.
+struct AgmmStream {
     const float* r;
     int64_t r_step;
+    const AgmmTerm* terms;
+    int64_t number;
+};
+
+// x, and spikes = neuron(x); either may be null.
+struct AgmmForward {
+    AgmmStream stream;
     float *x, *spikes;
 };
 
-// g = dL/dx, of the stream's own gradient (may be null) and the spikes' (may be null), through time. With n also
-// sums[0] = sum of g over P, and sums[1] = sum of g * (n - centre).
+// g = dL/dx, of the stream's own gradient (may be null) and the spikes', through time; without that one there is no
+// neuron, and x is not looked at. With counts also sums[0] = sum of g over P, and sums[1] = sum of g * (n - centre).
 struct AgmmBackward {
-    const float* x;
-    int64_t x_step;
+    AgmmStream stream;
     const float *grad_x, *grad_spikes;
-    const float *n, *unit, *centre;  // may be null; [C], [C]
+    AgmmCounts counts;
+    const float* centre;  // [C]
     float* g;
-    double* sums;  // [2, T, B, C]
+    double* sums;  // [2, T, B, C], or null
 };
 
-// dn = unit * (by_g * g + by_n * (n - centre) + rest). dn may be g.
+// dn = times * (by_g * g + by_n * (n - centre) + rest), as floats, which may be g, or as bfloat16.
 struct AgmmAffine {
-    const float *g, *n, *unit, *centre;
+    const float* g;
+    AgmmCounts counts;
+    const float *centre, *times;      // [C], [C] or null for 1
     const float *by_g, *by_n, *rest;  // [T, B, C], [C], [T, B, C]
     float* dn;
+    uint16_t* half;
 };
 
 // Changes with anything in this file; `ABI` in native.py is the same.
@@ -51,7 +73,7 @@ int32_t agmm_fused_abi();
 // Names of the paths that this machine runs, best first, separated by spaces.
 const char* agmm_fused_paths();
 // sums[0] = sum of n over P, sums[1] = sum of its squares: [2, T, B, C].
-void agmm_fused_moments(const char* path, const AgmmShape* shape, const float* n, const float* unit, double* sums);
+void agmm_fused_moments(const char* path, const AgmmShape* shape, const AgmmCounts* counts, double* sums);
 void agmm_fused_forward(const char* path, const AgmmShape* shape, const AgmmNeuron* neuron, const AgmmForward* job);
 void agmm_fused_backward(const char* path, const AgmmShape* shape, const AgmmNeuron* neuron, const AgmmBackward* job);
 void agmm_fused_affine(const char* path, const AgmmShape* shape, const AgmmAffine* job);

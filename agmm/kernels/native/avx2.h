@@ -18,6 +18,20 @@ inline void store_first(float* x, Lanes value, size_t count) { _mm256_maskstore_
 inline void stream(float* x, Lanes value) { _mm256_stream_ps(x, (__m256)value); }
 inline void end_stream() { _mm_sfence(); }
 
+inline Lanes widen(const int16_t* n) {
+    return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)n)));
+}
+
+// bfloat16, rounded to the nearest, ties to even; a NaN stays one.
+inline void narrow(uint16_t* x, Lanes value) {
+    const __m256i bits = (__m256i)value, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = (__m256i)_mm256_cmp_ps((__m256)value, (__m256)value, _CMP_UNORD_Q);
+    const __m256i kept = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    const __m128i low = _mm256_castsi256_si128(kept), high = _mm256_extracti128_si256(kept, 1);
+    _mm_storeu_si128((__m128i*)x, _mm_packus_epi32(low, high));
+}
+
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 inline Lanes at_least_zero(Lanes a) { return (Lanes)_mm256_max_ps((__m256)a, _mm256_setzero_ps()); }
 inline Lanes magnitude(Lanes a) { return (Lanes)_mm256_andnot_ps(_mm256_set1_ps(-0.0f), (__m256)a); }

@@ -13,6 +13,19 @@ inline void store_first(float* x, Lanes value, size_t count) { _mm512_mask_store
 inline void stream(float* x, Lanes value) { _mm512_stream_ps(x, (__m512)value); }
 inline void end_stream() { _mm_sfence(); }
 
+inline Lanes widen(const int16_t* n) {
+    return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)n)));
+}
+
+// bfloat16, rounded to the nearest, ties to even; a NaN stays one.
+inline void narrow(uint16_t* x, Lanes value) {
+    const __m512i bits = (__m512i)value, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256((__m256i*)x, _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Lanes at_least_zero(Lanes a) { return (Lanes)_mm512_max_ps((__m512)a, _mm512_setzero_ps()); }
 inline Lanes magnitude(Lanes a) { return (Lanes)_mm512_abs_ps((__m512)a); }

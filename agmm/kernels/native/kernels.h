@@ -25,7 +25,7 @@ struct Part {
 
 struct Kernels {
     const char* name;
-    void (*moments)(const Shape&, const float* n, const float* unit, double* sums, Part);
+    void (*moments)(const Shape&, const AgmmCounts&, double* sums, Part);
     void (*forward)(const Shape&, const AgmmNeuron&, const AgmmForward&, Part);
     void (*backward)(const Shape&, const AgmmNeuron&, const AgmmBackward&, Part);
     void (*affine)(const Shape&, const AgmmAffine&, Part);

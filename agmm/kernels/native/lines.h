@@ -8,6 +8,18 @@ struct Place {
     size_t at, coefficient, channel, count;
 };
 
+inline Lanes widen_first(const int16_t* n, size_t count) {
+    int16_t whole[kLanes] = {};
+    std::memcpy(whole, n, count * sizeof *n);
+    return widen(whole);
+}
+
+inline void narrow_first(uint16_t* x, Lanes value, size_t count) {
+    uint16_t whole[kLanes];
+    narrow(whole, value);
+    std::memcpy(x, whole, count * sizeof *x);
+}
+
 // kFull: a whole group of kLanes.
 template <bool kFull>
 inline Lanes take(const float* x, size_t count) {
@@ -26,11 +38,12 @@ inline Lanes of_channel(const float* x, size_t count) {
     return kLast ? take<kFull>(x, count) : all(*x);
 }
 
-// n in units of its channel.
+// n in units of its channel, `at` a place of all steps.
 template <bool kLast, bool kFull>
-inline Lanes take_n(const float* n, const float* unit, const Place& place) {
-    const Lanes value = take<kFull>(n, place.count);
-    return unit ? value * of_channel<kLast, kFull>(unit + place.channel, place.count) : value;
+inline Lanes take_n(const AgmmCounts& counts, size_t at, const Place& place) {
+    const Lanes value = counts.sums ? (kFull ? widen(counts.sums + at) : widen_first(counts.sums + at, place.count))
+                                    : take<kFull>(counts.n + at, place.count);
+    return counts.unit ? value * of_channel<kLast, kFull>(counts.unit + place.channel, place.count) : value;
 }
 
 // Groups of a line of `length` values; each is told which channel of the line it begins with.

@@ -5,12 +5,13 @@ template <bool kLast>
 struct Moments {
     using Sums = SumsOf<kLast, Doubles, 2>;
 
-    const float *n, *unit;
+    const AgmmCounts counts;
+    const size_t from;  // of the step
     double *sums, *squares;
 
     template <bool kFull>
     void run(const Place& place, Sums& part, size_t channel) const {
-        const Lanes x = take_n<kLast, kFull>(n + place.at, unit, place);
+        const Lanes x = take_n<kLast, kFull>(counts, from + place.at, place);
         const Halves low = low_half(x), high = high_half(x);
         const size_t next = channel + kLanes / 2;
         part.add(0, channel, low), part.add(0, next, high);
@@ -38,40 +39,57 @@ struct Scan {
     Lanes reset(Lanes u, Mask fired) const { return kHard ? unless(fired, u) : u - where(fired, threshold); }
 };
 
+// What AgmmStream says.
+template <bool kLast>
+struct Stream {
+    const AgmmStream its;
+    const size_t step, coefficients;
+
+    Stream(const Shape& shape, const AgmmStream& its)
+        : its(its), step(shape.step()), coefficients(shape.coefficients()) {}
+
+    template <bool kFull>
+    Lanes at(size_t t, const Place& place) const {
+        Lanes x = {};
+        if (its.r) x = take<kFull>(its.r + t * its.r_step + place.at, place.count);
+        for (int64_t k = 0; k < its.number; ++k) {
+            const Lanes added = term<kFull>(its.terms[k], t, place);
+            x = its.r || k ? added + x : added;
+        }
+        return x;
+    }
+
+    template <bool kFull>
+    Lanes term(const AgmmTerm& term, size_t t, const Place& place) const {
+        const auto of = [&](const float* x) __attribute__((always_inline)) {
+            return of_channel<kLast, kFull>(x, place.count);
+        };
+        const Lanes n = take_n<kLast, kFull>(term.counts, t * step + place.at, place);
+        const Lanes normed = multiply_add(n, of(term.scale + place.channel), of(term.shift + place.channel));
+        return of(term.gate + t * coefficients + place.coefficient) * normed;
+    }
+};
+
 template <size_t kSteps, bool kHard, bool kLast>
 struct Forward : Scan<kSteps, kHard> {
+    const Stream<kLast> stream;
     const AgmmForward job;
-    const size_t coefficients;
     const bool past_caches;
 
     Forward(const Shape& shape, const AgmmNeuron& neuron, const AgmmForward& job)
-        : Scan<kSteps, kHard>(shape, neuron),
-          job(job),
-          coefficients(shape.coefficients()),
-          past_caches(shape.stream) {}
+        : Scan<kSteps, kHard>(shape, neuron), stream(shape, job.stream), job(job), past_caches(shape.stream) {}
 
     using Sums = NoSums;
 
     template <bool kFull>
     void run(const Place& place, Sums&, size_t) const {
-        Lanes scale = {}, shift = {}, v = {};
-        if (job.n) {
-            scale = of_channel<kLast, kFull>(job.scale + place.channel, place.count);
-            shift = of_channel<kLast, kFull>(job.shift + place.channel, place.count);
-        }
+        Lanes v = {};
 #pragma GCC unroll 8
         for (size_t t = 0; t < this->steps; ++t) {
             const size_t at = t * this->step + place.at;
-            Lanes x = {};
-            if (job.n) {
-                const Lanes gate = of_channel<kLast, kFull>(job.gate + t * coefficients + place.coefficient, place.count);
-                x = gate * multiply_add(take_n<kLast, kFull>(job.n + at, job.unit, place), scale, shift);
-            }
-            if (job.r) {
-                const Lanes r = take<kFull>(job.r + t * job.r_step + place.at, place.count);
-                x = job.n ? x + r : r;
-            }
+            const Lanes x = stream.template at<kFull>(t, place);
             if (job.x) give<kFull>(job.x + at, x, place.count, past_caches);
+            if (!job.spikes) continue;
             const Lanes u = this->leak * v + x;
             const Mask fired = reaches(u, this->threshold);
             give<kFull>(job.spikes + at, where(fired, all(1)), place.count, past_caches);
@@ -86,6 +104,7 @@ template <size_t kSteps, bool kHard, bool kLast>
 struct Backward : Scan<kSteps, kHard> {
     static constexpr size_t kMost = kSteps ? kSteps : kMostSteps;
 
+    const Stream<kLast> stream;
     const AgmmBackward job;
     const size_t coefficients;
     const bool past_caches;
@@ -95,6 +114,7 @@ struct Backward : Scan<kSteps, kHard> {
 
     Backward(const Shape& shape, const AgmmNeuron& neuron, const AgmmBackward& job)
         : Scan<kSteps, kHard>(shape, neuron),
+          stream(shape, job.stream),
           job(job),
           coefficients(shape.coefficients()),
           past_caches(shape.stream),
@@ -105,38 +125,41 @@ struct Backward : Scan<kSteps, kHard> {
     template <bool kFull>
     void run(const Place& place, Sums& sums, size_t channel) const {
         Lanes u[kMost], v = {};
+        if (job.grad_spikes) {
 #pragma GCC unroll 8
-        for (size_t t = 0; t < this->steps; ++t) {
-            u[t] = this->leak * v + take<kFull>(job.x + t * job.x_step + place.at, place.count);
-            v = this->reset(u[t], reaches(u[t], this->threshold));
+            for (size_t t = 0; t < this->steps; ++t) {
+                u[t] = this->leak * v + stream.template at<kFull>(t, place);
+                v = this->reset(u[t], reaches(u[t], this->threshold));
+            }
         }
         Lanes centre = {}, dv = {};
-        if (job.n) centre = of_channel<kLast, kFull>(job.centre + place.channel, place.count);
+        if (job.sums) centre = of_channel<kLast, kFull>(job.centre + place.channel, place.count);
 #pragma GCC unroll 8
         for (size_t later = 0; later < this->steps; ++later) {
             const size_t t = this->steps - 1 - later, at = t * this->step + place.at;
-            const Lanes du = step_back<kFull>(u[t], dv, at, place.count);
-            dv = this->leak * du;
-            const Lanes g = job.grad_x ? du + take<kFull>(job.grad_x + at, place.count) : du;
+            Lanes g = {};
+            if (job.grad_spikes) {
+                g = step_back(u[t], dv, take<kFull>(job.grad_spikes + at, place.count));
+                dv = this->leak * g;
+            }
+            if (job.grad_x) g += take<kFull>(job.grad_x + at, place.count);
             give<kFull>(job.g + at, g, place.count, past_caches);
-            if (job.n) {
+            if (job.sums) {
                 sums.add(2 * t, channel, g);
-                sums.add(2 * t + 1, channel, g * (take_n<kLast, kFull>(job.n + at, job.unit, place) - centre));
+                sums.add(2 * t + 1, channel, g * (take_n<kLast, kFull>(job.counts, at, place) - centre));
             }
         }
     }
 
     // Gradient of the membrane u, of which dv is that of what the reset leaves (Eq. 1-4, 7).
-    template <bool kFull>
-    Lanes step_back(Lanes u, Lanes dv, size_t at, size_t count) const {
+    Lanes step_back(Lanes u, Lanes dv, Lanes grad) const {
         const Lanes triangle = at_least_zero(width - magnitude(u - this->threshold)) * slope;
-        Lanes ds = -through * (kHard ? u : this->threshold) * dv;
-        if (job.grad_spikes) ds += take<kFull>(job.grad_spikes + at, count);
+        const Lanes ds = -through * (kHard ? u : this->threshold) * dv + grad;
         return ds * triangle + (kHard ? unless(reaches(u, this->threshold), dv) : dv);
     }
 
     void take_up(const Place& line, Sums& sums) const {
-        if (!job.n) return;
+        if (!job.sums) return;
 #pragma GCC unroll 8
         for (size_t t = 0; t < this->steps; ++t) {
             double* totals = job.sums + t * coefficients + line.coefficient;
@@ -151,6 +174,7 @@ struct Affine {
     using Sums = NoSums;
 
     const AgmmAffine job;
+    const size_t from;  // of the step
     const bool past_caches;
 
     template <bool kFull>
@@ -158,43 +182,45 @@ struct Affine {
         const auto of = [&](const float* x) __attribute__((always_inline)) {
             return of_channel<kLast, kFull>(x, place.count);
         };
-        const Lanes n = take_n<kLast, kFull>(job.n + place.at, job.unit, place) - of(job.centre + place.channel);
-        const Lanes g = take<kFull>(job.g + place.at, place.count);
+        const size_t at = from + place.at;
+        const Lanes n = take_n<kLast, kFull>(job.counts, at, place) - of(job.centre + place.channel);
+        const Lanes g = take<kFull>(job.g + at, place.count);
         Lanes dn = of(job.by_g + place.coefficient) * g + of(job.by_n + place.channel) * n +
                    of(job.rest + place.coefficient);
-        if (job.unit) dn = dn * of(job.unit + place.channel);  // rounded as a product behind the convolution is
-        give<kFull>(job.dn + place.at, dn, place.count, past_caches);
+        // rounded as a product behind the convolution is
+        if (job.times) dn = dn * of(job.times + place.channel);
+        if (job.dn) return give<kFull>(job.dn + at, dn, place.count, past_caches);
+        kFull ? narrow(job.half + at, dn) : narrow_first(job.half + at, dn, place.count);
     }
 
     void take_up(const Place&, Sums&) const {}
 };
 
-void moments(const Shape& shape, const float* n, const float* unit, double* sums, Part part) {
+void moments(const Shape& shape, const AgmmCounts& counts, double* sums, Part part) {
     const size_t of_step = shape.coefficients();
     for (size_t t = 0; t < shape.steps; ++t) {
-        const float* from = n + t * shape.step();
+        const size_t from = t * shape.step();
         double *to = sums + t * of_step, *squares = to + shape.steps * of_step;
         if (shape.last) {
-            Moments<true> body{from, unit, to, squares};
+            Moments<true> body{counts, from, to, squares};
             each_line<true>(body, shape, part);
         } else {
-            Moments<false> body{from, unit, to, squares};
+            Moments<false> body{counts, from, to, squares};
             each_line<false>(body, shape, part);
         }
     }
 }
 
 void affine(const Shape& shape, const AgmmAffine& job, Part part) {
-    const size_t values = shape.step(), of_step = shape.coefficients();
     for (size_t t = 0; t < shape.steps; ++t) {
-        const size_t at = t * values, coefficient = t * of_step;
-        const AgmmAffine here = {job.g + at, job.n + at, job.unit, job.centre, job.by_g + coefficient,
-                                 job.by_n,   job.rest + coefficient, job.dn + at};
+        const size_t from = t * shape.step(), coefficient = t * shape.coefficients();
+        AgmmAffine here = job;
+        here.by_g += coefficient, here.rest += coefficient;
         if (shape.last) {
-            Affine<true> body{here, shape.stream};
+            Affine<true> body{here, from, shape.stream};
             each_line<true>(body, shape, part);
         } else {
-            Affine<false> body{here, shape.stream};
+            Affine<false> body{here, from, shape.stream};
             each_line<false>(body, shape, part);
         }
     }

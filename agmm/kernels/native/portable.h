@@ -9,6 +9,17 @@ inline Lanes load(const float* x) { return *(const Lanes*)x; }
 inline void store(float* x, Lanes value) { *(Lanes*)x = value; }
 inline void stream(float* x, Lanes value) { store(x, value); }
 inline void end_stream() {}
+inline Lanes widen(const int16_t* n) { return Lanes{(float)n[0], (float)n[1], (float)n[2], (float)n[3]}; }
+
+// bfloat16, rounded to the nearest, ties to even; a NaN stays one.
+inline void narrow(uint16_t* x, Lanes value) {
+    for (size_t i = 0; i < kLanes; ++i) {
+        const float of = value[i];
+        uint32_t bits;
+        std::memcpy(&bits, &of, sizeof bits);
+        x[i] = of != of ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
 
 inline Lanes load_first(const float* x, size_t count) {
     Lanes value = {};

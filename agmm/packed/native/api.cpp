@@ -74,7 +74,7 @@ using namespace agmm;
 
 extern "C" {
 
-int32_t agmm_abi() { return 2; }
+int32_t agmm_abi() { return 3; }
 
 const char* agmm_paths() { return kernel_names(); }
 
@@ -107,13 +107,16 @@ int agmm_pack_spikes(const char* path, int32_t threads, const float* x, int64_t 
 }
 
 void agmm_unpack_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
-                        int32_t width, int32_t channels, float* x) {
-    unpack_spikes(*find_kernels(path), threads, bits, maps_of(count, height, width, channels), channels, x);
+                        int32_t width, int32_t channels, int32_t half, void* x) {
+    const Kernels& kernels = *find_kernels(path);
+    const BitMaps maps = maps_of(count, height, width, channels);
+    if (half) return unpack_spikes(kernels, threads, bits, maps, channels, static_cast<uint16_t*>(x));
+    unpack_spikes(kernels, threads, bits, maps, channels, static_cast<float*>(x));
 }
 
 int agmm_convolve_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
                          int32_t width, int32_t channels, const float* weights, int32_t out_channels, int32_t stride,
-                         float* out) {
+                         int16_t* out) {
     return guarded([&] {
         const Kernels& kernels = *find_kernels(path);
         const Signs layer = load_latent(kernels, threads, weights, out_channels, channels, stride);

@@ -65,15 +65,15 @@ int64_t agmm_memory(const void* network);
 int agmm_layer_create(const char* path, int32_t threads, const uint8_t* signs, int32_t out_channels,
                       int32_t in_channels, int32_t stride, int32_t planes, void** layer);
 void agmm_layer_free(void* layer);
-// Spikes [count, height, width, channels], 0 and 1 in floats, as bits with a border, and back: [count, height + 2,
-// width + 2, ceil(channels / 64)].
+// Spikes [count, height, width, channels], 0 and 1 in floats, as bits with a border, and back, to bfloat16 where `half`:
+// [count, height + 2, width + 2, ceil(channels / 64)].
 int agmm_pack_spikes(const char* path, int32_t threads, const float* x, int64_t count, int32_t height, int32_t width,
                      int32_t channels, uint64_t* bits);
 void agmm_unpack_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
-                        int32_t width, int32_t channels, float* x);
+                        int32_t width, int32_t channels, int32_t half, void* x);
 // Such bits by the signs of weights [out_channels, 3, 3, channels]: sums [count, height', width', out_channels].
 int agmm_convolve_spikes(const char* path, int32_t threads, const uint64_t* bits, int64_t count, int32_t height,
                          int32_t width, int32_t channels, const float* weights, int32_t out_channels, int32_t stride,
-                         float* out);
+                         int16_t* out);
 int agmm_layer_run(void* layer, const uint8_t* x, int64_t count, int32_t height, int32_t width, int16_t* out);
 }

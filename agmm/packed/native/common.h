@@ -271,26 +271,25 @@ bool pack_floats(const float* x, int pixels, int channels, float threshold, uint
     return true;
 }
 
-void unpack_floats(const uint64_t* bits, int pixels, int channels, float* x) {
+template <typename Value>
+inline void unpack(const uint64_t* bits, int pixels, int channels, Value one, Value* x) {
     const int words = (int)words_of(channels);
     for (int pixel = 0; pixel < pixels; ++pixel, bits += words) {
         for (int begin = 0; begin < channels; begin += 32) {
             const uint32_t part = (uint32_t)(bits[begin / 64] >> (begin % 64));
             const int count = channels - begin < 32 ? channels - begin : 32;
-            float* to = x + (size_t)pixel * channels + begin;
-            for (int i = 0; i < count; ++i) to[i] = (float)(part >> i & 1);
+            Value* to = x + (size_t)pixel * channels + begin;
+            for (int i = 0; i < count; ++i) to[i] = (Value)(part >> i & 1) * one;
         }
     }
 }
 
-void to_floats(const int16_t* n, size_t pixels, int out16, int channels, float* out) {
-    if (out16 == channels) {
-        for (size_t i = 0; i < pixels * channels; i += kLanes) store(out + i, from_int16(n + i));
-        return;
-    }
-    for (size_t pixel = 0; pixel < pixels; ++pixel) {
-        for (int c = 0; c < channels; ++c) out[pixel * channels + c] = n[pixel * out16 + c];
-    }
+void unpack_floats(const uint64_t* bits, int pixels, int channels, float* x) { unpack(bits, pixels, channels, 1.0f, x); }
+
+constexpr uint16_t kOneHalf = 0x3f80;  // 1 in bfloat16
+
+void unpack_halves(const uint64_t* bits, int pixels, int channels, uint16_t* x) {
+    unpack(bits, pixels, channels, kOneHalf, x);
 }
 
 // As many chains as hide the latency of an addition: what a processor can do at the most.

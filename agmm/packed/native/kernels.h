@@ -101,10 +101,9 @@ struct Kernels {
     bool (*pack_values)(const uint8_t* x, int pixels, int channels, int planes, size_t plane, uint64_t* bits);
     // Which of floats [pixels, channels] reach the threshold, as bits. False where any is neither 0 nor the threshold.
     bool (*pack_floats)(const float* x, int pixels, int channels, float threshold, uint64_t* bits);
-    // Bits as 0 and 1.
+    // Bits as 0 and 1, in floats and in bfloat16.
     void (*unpack_floats)(const uint64_t* bits, int pixels, int channels, float* x);
-    // Results [pixels, out16] as floats [pixels, channels].
-    void (*to_floats)(const int16_t* n, size_t pixels, int out16, int channels, float* out);
+    void (*unpack_halves)(const uint64_t* bits, int pixels, int channels, uint16_t* x);
     int64_t (*count_bits)(const uint64_t* words, size_t count);
     void (*products)(const Products&);
     // `count` pixels from `first` on, whose spikes begin at word `bits_offset` of each step.

@@ -68,7 +68,7 @@ namespace {
      path::pack_values,   \
      path::pack_floats,   \
      path::unpack_floats, \
-     path::to_floats,     \
+     path::unpack_halves, \
      path::count_bits,    \
      path::products,      \
      path::fire,          \

@@ -44,13 +44,27 @@ bool pack_spikes(const Kernels& kernels, int threads, const float* x, const BitM
     return fits;
 }
 
-void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, const BitMaps& maps, int channels,
-                   float* x) {
+namespace {
+
+template <typename Value>
+void unpack_rows(void (*unpack)(const uint64_t*, int, int, Value*), int threads, const uint64_t* bits,
+                 const BitMaps& maps, int channels, Value* x) {
     const size_t row = (size_t)maps.width * channels;
     share(threads, maps.steps * maps.height, [&](int at) {
-        kernels.unpack_floats(bits + maps.at(at / maps.height, at % maps.height, 0), maps.width, channels,
-                              x + at * row);
+        unpack(bits + maps.at(at / maps.height, at % maps.height, 0), maps.width, channels, x + at * row);
     });
+}
+
+}  // namespace
+
+void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, const BitMaps& maps, int channels,
+                   float* x) {
+    unpack_rows(kernels.unpack_floats, threads, bits, maps, channels, x);
+}
+
+void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, const BitMaps& maps, int channels,
+                   uint16_t* x) {
+    unpack_rows(kernels.unpack_halves, threads, bits, maps, channels, x);
 }
 
 Signs load_latent(const Kernels& kernels, int threads, const float* weights, int out_channels, int in_channels,
@@ -68,7 +82,7 @@ Signs load_latent(const Kernels& kernels, int threads, const float* weights, int
 }
 
 void convolve_spikes(const Kernels& kernels, int threads, const Signs& layer, const uint64_t* bits,
-                     const BitMaps& maps, float* out) {
+                     const BitMaps& maps, int16_t* out) {
     const int columns = strided(maps.width, layer.stride), rows = maps.steps * strided(maps.height, layer.stride);
     const int most = std::max(1, kPixelsAtOnce / columns), parts = (rows + most - 1) / most;
     share(threads, parts, [&](int part) {
@@ -77,10 +91,14 @@ void convolve_spikes(const Kernels& kernels, int threads, const Signs& layer, co
         const int first = split(rows, part, parts), last = split(rows, part + 1, parts);
         const size_t pixels = (size_t)(last - first) * columns;
         windows.prepare((size_t)most * columns, maps.row());
-        convolve(kernels, layer, bits, maps, first, last, windows, reserve(results, most * columns * layer.out16),
-                 nullptr);
-        kernels.to_floats(results.data(), pixels, layer.out16, layer.out_channels,
-                          out + (size_t)first * columns * layer.out_channels);
+        int16_t* to = out + (size_t)first * columns * layer.out_channels;
+        const bool padded = layer.out16 != layer.out_channels;
+        int16_t* sums = padded ? reserve(results, most * columns * layer.out16) : to;
+        convolve(kernels, layer, bits, maps, first, last, windows, sums, nullptr);
+        if (!padded) return;
+        for (size_t pixel = 0; pixel < pixels; ++pixel) {
+            std::copy_n(sums + pixel * layer.out16, layer.out_channels, to + pixel * layer.out_channels);
+        }
     });
 }
 

@@ -14,16 +14,18 @@ void share(int threads, int count, const std::function<void(int)>& work);
 bool pack_spikes(const Kernels& kernels, int threads, const float* x, const BitMaps& maps, int channels,
                  uint64_t* bits);
 
-// And back.
+// And back, to floats or to bfloat16.
 void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, const BitMaps& maps, int channels,
                    float* x);
+void unpack_spikes(const Kernels& kernels, int threads, const uint64_t* bits, const BitMaps& maps, int channels,
+                   uint16_t* x);
 
 // The signs of latent weights [out, 3, 3, in], +1 for zeros, as a layer of the path.
 Signs load_latent(const Kernels& kernels, int threads, const float* weights, int out_channels, int in_channels,
                        int stride);
 
-// The sums [count, H', W', out] as floats.
+// The sums [count, H', W', out].
 void convolve_spikes(const Kernels& kernels, int threads, const Signs& layer, const uint64_t* bits,
-                     const BitMaps& maps, float* out);
+                     const BitMaps& maps, int16_t* out);
 
 }  // namespace agmm

@@ -143,7 +143,7 @@ def test_a_large_mean_costs_no_accuracy():
     norm = BatchNorm2d(SHAPE[2])
     n = torch.round(currents(*SHAPE) * 8) / 8 + 1000
     _, _, mean, var, *_ = ops.block_end(
-        n, None, None, norm.weight, norm.bias, None, None, None, 1e-5, "none", *NEURON, ""
+        n, None, None, False, None, norm.weight, norm.bias, None, None, None, 1e-5, "none", *NEURON, True, ""
     )
     torch.testing.assert_close(mean, n.double().mean(dim=(0, 1, 3, 4)), rtol=1e-12, atol=0)
     torch.testing.assert_close(var, n.double().var(dim=(0, 1, 3, 4), correction=0), rtol=1e-9, atol=0)
@@ -195,11 +195,12 @@ def test_operators_are_registered_as_torch_asks():
     n, r = (currents(*SHAPE, seed=seed).requires_grad_() for seed in (0, 1))
     weight, bias, alpha = (nn.Parameter(torch.ones(size)) for size in (5, 5, 4))
     operator = torch.ops.agmm.block_end.default
-    torch.library.opcheck(
-        operator, (n, weight.detach(), r, weight, bias, None, None, alpha, 1e-5, "sample", *NEURON, "")
-    )
+    unit, rest = weight.detach(), (1e-5, "sample", *NEURON, True, "")
+    torch.library.opcheck(operator, (n, None, unit, False, r, weight, bias, None, None, alpha, *rest))
+    sums = torch.ones(SHAPE, dtype=torch.int16)
+    torch.library.opcheck(operator, (n, sums, unit, True, r, weight, bias, None, None, alpha, *rest))
     remembered = torch.zeros(5), torch.ones(5)
-    torch.library.opcheck(operator, (n, None, None, weight, bias, *remembered, None, 1e-5, "none", *NEURON, ""))
+    torch.library.opcheck(operator, (n, None, None, False, None, weight, bias, *remembered, None, 1e-5, "none", *NEURON, False, ""))
     torch.library.opcheck(torch.ops.agmm.spikes.default, (n, *NEURON))
 
 

@@ -33,13 +33,14 @@ def spoiled(monkeypatch, name, spoil):
     monkeypatch.setattr(native, name, lambda *arguments: spoil(function, *arguments))
 
 
-def _fire_less(forward, layout, neuron, n, affine, r, r_step, x, fired):
-    forward(layout, neuron, n, affine, r, r_step, x, fired)
+def _fire_less(forward, layout, neuron, stream, x, fired):
+    forward(layout, neuron, stream, x, fired)
     fired.view(-1)[:16] = 0
 
 
-def _scale(affine, layout, g, n, centre, factors, dn):
-    affine(layout, g, n, centre, factors, dn)
+def _scale(affine, *arguments):
+    affine(*arguments)
+    dn = arguments[-1]
     dn *= 1.0001
 
 
