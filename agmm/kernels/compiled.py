@@ -5,6 +5,7 @@ Axes: T time steps, B batch, C channels, H, W.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,14 +22,19 @@ _NORMS = (BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def block_end(
-    n: Tensor | Counted, r_TBCHW: Tensor | None, norm: nn.Module, gate: nn.Module, neuron: nn.Module | None
+    n: Tensor | Counted,
+    r_TBCHW: Tensor | None,
+    norm: nn.Module,
+    gate: nn.Module,
+    neuron: nn.Module | None,
+    run: Callable[..., Any] = ops.block_end,
 ) -> tuple[Tensor, Tensor]:
-    """As `agmm.kernels.reference.block_end`, for what `takes` and `knows`."""
+    """As `agmm.kernels.reference.block_end`, for what `takes` and `knows`; by `run`, which is as `ops.block_end`."""
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
     own = norm.training or norm.running_mean is None
     remembered = (None, None) if own else (norm.running_mean, norm.running_var)
     given = counted(n)
-    x, fired, mean, var, count, _ = ops.block_end(
+    x, fired, mean, var, count, _ = run(
         given.n,
         given.sums,
         given.unit,
@@ -40,7 +46,7 @@ def block_end(
         gate.alpha if isinstance(gate, AGMM) else None,
         norm.eps,
         _kind(gate),
-        *(_constants(neuron) if neuron else _SILENT),
+        *(constants(neuron) if neuron else _SILENT),
         neuron is not None,
         _group(norm) if own else "",
     )
@@ -51,7 +57,7 @@ def block_end(
 
 def spikes(x_T: Tensor, neuron: nn.Module) -> Tensor:
     """A current `[T, ...]` to the spikes of neurons that `knows_neuron`."""
-    return shown(neuron, x_T, ops.spikes(x_T, *_constants(neuron)))
+    return shown(neuron, x_T, ops.spikes(x_T, *constants(neuron)))
 
 
 @torch.no_grad()
@@ -120,7 +126,8 @@ def _kind(gate: nn.Module) -> str:
     return "constant" if isinstance(gate, Halve) else "none"
 
 
-def _constants(neuron: nn.Module) -> tuple[float, float, float, bool, bool]:
+def constants(neuron: nn.Module) -> tuple[float, float, float, bool, bool]:
+    """Of a neuron that `knows_neuron`, as the operators take them."""
     assert isinstance(neuron, LIF)
     leak, threshold = float(neuron.leak), float(neuron.threshold)
     return leak, threshold, float(neuron.surrogate_width), neuron.detach_reset, neuron.reset == "hard"

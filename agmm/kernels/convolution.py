@@ -111,8 +111,8 @@ def convolve(x: Tensor, weights: Tensor, stride: int = 1) -> Counted:
     for other values than 0 and 1.
     """
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    n, sums, _ = _convolve(x, weights, stride, half)
-    return Counted(n, sums)
+    n, sums, bits = _convolve(x, weights, stride, half)
+    return Counted(n, sums, source=(bits, weights.detach(), stride))
 
 
 @torch.library.custom_op("agmm::spike_convolution", mutates_args=(), device_types="cpu")

@@ -20,6 +20,7 @@ class Counted:
         n: its values, in units of `unit`; or the edge, where `sums` has them.
         sums: the values as int16, or None.
         unit: `[C]`, a constant; None for 1.
+        source: what `sums` can be computed from again: the spikes' bits, the weights, and the stride.
         in_units: that `n` is values which have been multiplied by `unit`, also where `sums` has them.
 
     """
@@ -28,6 +29,7 @@ class Counted:
     sums: Tensor | None = None
     unit: Tensor | None = None
     in_units: bool = False
+    source: tuple[Tensor, Tensor, int] | None = None
 
     def floats(self) -> Tensor:
         """The values times their unit, at least float32, with the gradient of `n`."""

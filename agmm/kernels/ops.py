@@ -142,7 +142,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _back(ctx: Any, grad_x: Tensor | None, grad_spikes: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_x is None and grad_spikes is None:
-        return (None,) * _INPUTS
+        return (None,) * INPUTS
     grads = block_end_backward(grad_x, grad_spikes, *ctx.saved_tensors, *ctx.constants)
     return as_inputs(*grads)
 
@@ -151,10 +151,10 @@ def as_inputs(dn: Tensor, dr: Tensor, weight: Tensor, bias: Tensor, alpha: Tenso
     """Gradients as those of the inputs of `block_end`."""
     dr_or_none, alpha_or_none = (each if each.numel() else None for each in (dr, alpha))
     found = (dn, None, None, None, dr_or_none, weight, bias, None, None, alpha_or_none)
-    return found + (None,) * (_INPUTS - len(found))
+    return found + (None,) * (INPUTS - len(found))
 
 
-_INPUTS = 19
+INPUTS = 19
 block_end.register_autograd(_back, setup_context=_keep)
 
 
