@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from agmm import models
-from agmm.kernels import fuse
+from agmm.kernels import fuse, keep_less
 from agmm.kernels.memory import keep_memory
 from agmm.optim import make_optimizer
 from pipelines.config import DataConfig, ModelConfig, OptimConfig, RunConfig
@@ -30,12 +30,14 @@ def build_network(config: ModelConfig) -> models.SpikingNetwork:
 
 
 def training_network(config: RunConfig, device: torch.device) -> models.SpikingNetwork:
-    """The network that a worker trains on a device, with compiled passes as `run.kernels` says."""
+    """The network that a worker trains on a device, as `run.kernels` and `run.memory` say."""
     network = build_network(config.model).to(device)
     if config.run.kernels == "auto":
-        fuse(network)
+        fuse(network, config.run.memory)
         if device.type == "cpu":
             keep_memory()
+    else:
+        keep_less(network, config.run.memory)
     return network
 
 

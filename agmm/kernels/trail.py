@@ -131,8 +131,8 @@ class Replaying:
     def _run(self, n: Counted) -> Any:
         values = Lazy.of(n.n if n.sums is None else n.sums)
         if n.source is not None and not self._keeps:
-            bits, weights, stride = n.source
-            values = Lazy(lambda: convolve_bits(bits, weights, stride).unflatten(0, n.n.shape[:2]))
+            source, steps = n.source, len(n.n)  # not n, which holds the sums
+            values = Lazy(lambda: convolve_bits(*source).unflatten(0, (steps, -1)))
 
         def run(*inputs: Any) -> Any:
             held = _Held(self._trail, values)

@@ -25,7 +25,7 @@ from pipelines.errors import UserError
 from pipelines.progress import Progress
 
 ARCH, STEPS, SIDE, BATCH, CLASSES = "agmm_resnet18", 4, 64, 16, 1000
-_OURS = ("fused, float32", "fused, bfloat16")
+KINDS = (("float32", "fp32"), ("bfloat16", "bf16"))
 
 
 def bench(
@@ -47,8 +47,8 @@ def bench(
 
 
 def _rows(name: str, contenders: Sequence[Contender], batch: int) -> list[dict[str, Any]]:
-    ours = [each for each in contenders if each.name in _OURS]
-    peers = [each for each in contenders if each.name not in (*_OURS, PEAK)]
+    ours = [each for each in contenders if each.name.startswith("fused")]
+    peers = [each for each in contenders if each not in ours and each.name != PEAK]
     return [
         paired(f"{name}: {mine.name} by {peer.name}", mine, peer, "images/s", batch, batch)
         for mine in ours
@@ -58,14 +58,13 @@ def _rows(name: str, contenders: Sequence[Contender], batch: int) -> list[dict[s
 
 def _contenders(side: int, batch: int, width: int, compiled: bool) -> Iterator[Contender]:
     def step(precision: str, change: Callable[[nn.Module], Any], whole: bool = False) -> Callable[[], object]:
-        return _step(make_network(width), side, batch, precision, change, whole)
+        return make_step(make_network(width), side, batch, precision, change, whole)
 
-    kinds = (("float32", "fp32"), ("bfloat16", "bf16"))
-    for name, precision in kinds:
+    for name, precision in KINDS:
         yield Contender(f"fused, {name}", step(precision, fuse))
-    for name, precision in kinds:
+    for name, precision in KINDS:
         yield Contender(f"torch, {name}", step(precision, lambda _: None))
-    for name, precision in kinds if has_spikingjelly() else ():
+    for name, precision in KINDS if has_spikingjelly() else ():
         yield Contender(f"SpikingJelly, {name}", step(precision, with_spikingjelly))
         if compiled:
             yield Contender(f"SpikingJelly compiled, {name}", step(precision, with_spikingjelly, True))
@@ -85,9 +84,10 @@ def with_spikingjelly(network: nn.Module) -> None:
             block.neuron = SpikingJelly()
 
 
-def _step(
-    network: nn.Module, side: int, batch: int, precision: str, change: Callable[[nn.Module], Any], whole: bool
+def make_step(
+    network: nn.Module, side: int, batch: int, precision: str, change: Callable[[nn.Module], Any], whole: bool = False
 ) -> Callable[[], object]:
+    """A training step on random images, of a network that is changed first, and compiled where `whole`."""
     change(network)
     images = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     target = torch.randint(0, CLASSES, (batch,))

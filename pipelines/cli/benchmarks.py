@@ -167,12 +167,18 @@ def bench_step(rounds: int, threads: int, compiled: bool, as_json: bool) -> None
 
 
 @bench.command("memory")
+@click.option("--rounds", type=click.IntRange(4, 1000), default=5, show_default=True, help="Timings of each.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Cores, one thread each.")
 @JSON
-def bench_memory(as_json: bool) -> None:
-    """What autograd keeps per neuron and time step of ResNet-18, against plain torch and SpikingJelly's neurons."""
+def bench_memory(rounds: int, threads: int, as_json: bool) -> None:
+    """What a step of ResNet-18 keeps per neuron and time step by each run.memory, and what that costs in time.
+
+    Against plain torch, and SpikingJelly's neurons where these are installed.
+    """
     from pipelines.benchmarks.saved import bench as measure
 
-    print_rows(measure(), as_json)
+    result = measure(rounds, threads)
+    print_rows(result, as_json, ("processor", "kernels", "threads", "rounds", "python", "torch", "peers"))
 
 
 @bench.command("loader")

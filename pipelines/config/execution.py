@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.section import NAME, Section, Share
 
@@ -51,6 +51,13 @@ class ExecutionConfig(Section):
         description="auto: on CPUs the compiled passes over norm, gate and neuron and convolutions of bits, on GPUs "
         "torch.compile of the former, where they agree with plain torch on the machine; reference: plain torch",
     )
+    memory: Literal["fast", "balanced", "least"] = Field(
+        "fast",
+        description="what a step keeps for its backward pass, about 8, 2 and 0.3 bytes per neuron and time step with the "
+        "compiled passes: fast: all that it needs; balanced: the streams between blocks are computed again; least: the "
+        "convolutions too. Elsewhere balanced repeats block by block, and least stage by stage. Not a bit of what is "
+        "trained depends on it. Not with run.compile, which chooses for itself",
+    )
     gradients: GradientsConfig = GradientsConfig()
     compile: bool = Field(False, description="torch.compile the network")
     deterministic: bool = Field(False, description="refuse operations that are not reproducible")
@@ -75,6 +82,15 @@ class ExecutionConfig(Section):
         if not all(type(each) is int for each in (least, most)) or not 1 <= least <= most:
             raise ValueError("must be a number of workers, or [min, max] with 1 <= min <= max")
         return workers
+
+    @model_validator(mode="after")
+    def _one_decides_what_is_kept(self) -> ExecutionConfig:
+        if self.compile and self.memory != "fast":
+            raise ValueError(
+                f"run.memory={self.memory} and run.compile=true would both decide what a step keeps for its backward "
+                "pass. Set run.memory=fast, or run.compile=false"
+            )
+        return self
 
     @property
     def least_workers(self) -> int:
