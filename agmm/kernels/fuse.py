@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from agmm.binary import BinaryConv2d
 from agmm.kernels import check
-
 from agmm.kernels.block import block_end, spikes
 from agmm.kernels.compiled import knows, takes, watched
 from agmm.kernels.convolution import count

@@ -55,9 +55,7 @@ class Forward:
     sums: Tensor
 
 
-def forward(
-    counts: Counts, r: Tensor | None, norm: Sequence[Tensor], alpha: Tensor | None, its: Constants
-) -> Forward:
+def forward(counts: Counts, r: Tensor | None, norm: Sequence[Tensor], alpha: Tensor | None, its: Constants) -> Forward:
     """x = gate * (scale * n + shift) + r and its spikes.
 
     Args:

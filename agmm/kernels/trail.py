@@ -164,7 +164,9 @@ class _BlockEnd(torch.autograd.Function):
         norm = Norm(weight, bias, mean, var, count if remembered is None else None, eps)
         gates = Gate(gate, alpha, x.shape[3] * x.shape[4]).forward(norm, sums)
         wanted = Wanted(n.dtype, None if in_units else unit, r is not None)
-        joint = Joint(held.values, unit, norm, alpha, gates[..., :1].clone() if gate != "channel" else gates, its, wanted)
+        joint = Joint(
+            held.values, unit, norm, alpha, gates[..., :1].clone() if gate != "channel" else gates, its, wanted
+        )
         ctx.trail = held.after = held.before.passing(joint)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, var, count, sums)

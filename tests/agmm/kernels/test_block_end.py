@@ -200,7 +200,9 @@ def test_operators_are_registered_as_torch_asks():
     sums = torch.ones(SHAPE, dtype=torch.int16)
     torch.library.opcheck(operator, (n, sums, unit, True, r, weight, bias, None, None, alpha, *rest))
     remembered = torch.zeros(5), torch.ones(5)
-    torch.library.opcheck(operator, (n, None, None, False, None, weight, bias, *remembered, None, 1e-5, "none", *NEURON, False, ""))
+    torch.library.opcheck(
+        operator, (n, None, None, False, None, weight, bias, *remembered, None, 1e-5, "none", *NEURON, False, "")
+    )
     torch.library.opcheck(torch.ops.agmm.spikes.default, (n, *NEURON))
 
 
