@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from agmm.finite import BufferCopy
 from agmm.kernels.compiled import watched
 
 MODES = ("fast", "balanced", "least")
@@ -56,8 +55,13 @@ def replayed(function: Callable[..., Any], *inputs: Any, modules: Iterator[nn.Mo
     called = list(modules)
     if not torch.is_grad_enabled() or any(map(watched, called)):
         return function(*inputs)
-    contexts = partial(_contexts, called)
-    return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
+    first = [True]
+
+    def run(*inputs: Any) -> Any:
+        with nullcontext() if first and first.pop() else forgetting(called):
+            return function(*inputs)
+
+    return checkpoint(run, *inputs, use_reentrant=False)
 
 
 def again(function: Callable[[], Tensor], modules: Iterator[nn.Module] | list[nn.Module]) -> Callable[[], Tensor]:
@@ -71,19 +75,17 @@ def again(function: Callable[[], Tensor], modules: Iterator[nn.Module] | list[nn
     return run
 
 
-def _contexts(modules: list[nn.Module]) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), forgetting(modules)
-
-
 @contextmanager
 def forgetting(modules: list[nn.Module]) -> Iterator[None]:
-    """Buffers, such as running statistics, are as they were when it ends."""
-    copies = [BufferCopy(module) for module in modules if module._buffers]
+    """Buffers, such as running statistics, are copies until it ends: the true ones are not touched."""
+    before = [(module, dict(module._buffers)) for module in modules]
+    for module, buffers in before:
+        module._buffers.update({name: None if each is None else each.clone() for name, each in buffers.items()})
     try:
         yield
     finally:
-        for copy in copies:
-            copy.restore()
+        for module, buffers in before:
+            module._buffers.update(buffers)
 
 
 def autocast_of_now() -> Callable[[], AbstractContextManager[Any]]:

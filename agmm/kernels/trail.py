@@ -112,12 +112,16 @@ class Replaying:
         if type(module) is nn.Identity:
             return x
         before, called, given = self._trail, list(module.modules()), [x]
+        if any(map(compiled.watched, called)):  # whose hooks would see a replay
+            r = over_time(module, x)
+            self._trail = Trail(Lazy.of(r.detach()))
+            return r
 
         def run() -> Tensor:
             own = given.pop() if given else before.tensor(for_long=True).requires_grad_()
             return over_time(module, own)
 
-        r: Tensor = replayed(run, modules=called)
+        r = replayed(run, modules=called)
         given.clear()
         self._trail = Trail(Lazy(again(lambda: over_time(module, before.tensor()), called)))
         return r

@@ -53,9 +53,9 @@ class ExecutionConfig(Section):
     )
     memory: Literal["fast", "balanced", "least"] = Field(
         "fast",
-        description="what a step keeps for its backward pass, about 8, 2 and 0.3 bytes per neuron and time step with "
-        "the compiled passes: fast: all that it needs; balanced: the streams between blocks are computed again; least: "
-        "the convolutions too. Elsewhere balanced repeats block by block, and least stage by stage. Not a bit of what is "
+        description="what a step keeps for its backward pass, about 8, 2 and 0.3 bytes per neuron and time step "
+        "where the compiled passes run. fast: all that it needs; balanced: streams are computed again; least: "
+        "convolutions too. Elsewhere balanced repeats block by block, and least stage by stage. Not a bit of what is "
         "trained depends on it. Not with run.compile, which chooses for itself",
     )
     gradients: GradientsConfig = GradientsConfig()
