@@ -100,6 +100,8 @@ class ReplayedStem(nn.Sequential):
     `taken` is how to compute the last result again, once; None where it was kept.
     """
 
+    _last: Callable[[], Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         modules = list(self.modules())
         if not torch.is_grad_enabled() or any(map(watched, modules)):
@@ -109,7 +111,7 @@ class ReplayedStem(nn.Sequential):
 
     def taken(self) -> Callable[[], Tensor] | None:
         """How to compute the last result again; the next call has nothing."""
-        last, self._last = getattr(self, "_last", None), None
+        last, self._last = self._last, None
         return last
 
 
