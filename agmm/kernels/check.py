@@ -9,7 +9,9 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from agmm.neuron import LIF
 # Of a tensor's largest magnitude. The reference is in float64.
 TOLERANCE = 1e-5
 MARGIN = 1e-5  # a membrane that near the threshold may fire in one and not in the other
-_SHAPE = (4, 3, 19, 5, 7)
+_SHAPE, _UNIT = (4, 3, 19, 5, 7), 0.13
 _GATES = (("none", "sample"), ("constant", "sample"), ("agmm", "sample"), ("agmm", "channel"))
 
 
@@ -70,10 +72,16 @@ def difference() -> str:
     cases = itertools.product(_GATES, formats, ("hard", "soft"), (False, True))
     for (kind, scope), memory_format, reset, detach in cases:
         modules = BatchNorm2d(_SHAPE[2]), make_gate(kind, scope, _SHAPE[0]), LIF(0.5, 1.0, 1.0, detach, reset)
-        inputs = [*(_random(memory_format) for _ in range(4)), torch.rand(_SHAPE[2]) + 0.5 if detach else None]
-        if found := compare(inputs, modules):
+        n, *others = (_random(memory_format) for _ in range(4))
+        inputs = [torch.round(n / _UNIT), *others, torch.rand(_SHAPE[2]) + 0.5] if detach else [n, *others, None]
+        if found := compare(inputs, modules, _of_integers if detach else compiled.block_end):
             return f"{found} (gate {kind}/{scope}, {reset} reset, detach_reset={detach}, {memory_format})"
     return ""
+
+
+def _of_integers(n: Counted, *others: Any) -> tuple[Tensor, Tensor]:
+    """As `compiled.block_end`, of counts as the convolution of bits gives them."""
+    return compiled.block_end(replace(n, sums=n.n.detach().to(torch.int16)), *others)
 
 
 def graph_difference(device: torch.device) -> str:
@@ -136,5 +144,5 @@ def deviation(value: Tensor, truth: Tensor) -> float:
 
 def _random(memory_format: torch.memory_format) -> Tensor:
     """Small integers times a scale, as a binary convolution gives them."""
-    images = torch.randint(-9, 10, (_SHAPE[0] * _SHAPE[1], *_SHAPE[2:])) * 0.13
+    images = torch.randint(-9, 10, (_SHAPE[0] * _SHAPE[1], *_SHAPE[2:])) * _UNIT
     return images.contiguous(memory_format=memory_format).unflatten(0, _SHAPE[:2])

@@ -26,6 +26,8 @@ from agmm.models.blocks import over_time
 
 # Terms that are added on the way: from there on it begins with the sum of them, computed once.
 _MOST_TERMS = 4
+# Of a channel: its sum in float64 is then so little beside it that it is kept, and not taken again.
+_MANY_PIXELS = 128
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Joint:
     gate: Tensor
     its: Constants
     wanted: Wanted
+    known: Tensor | None
 
     def counts(self) -> Counts:
         """n."""
@@ -54,6 +57,8 @@ class Joint:
     def sums(self, counts: Counts) -> Tensor:
         """Of n over H and W, where an adaptive gate asks for them."""
         layout = Layout.of(counts.values)
+        if self.known is not None:
+            return self.known
         return native.moments(layout, counts)[0] if GATES[self.its.gate] is None else layout.coefficients().zero_()
 
 
@@ -168,9 +173,9 @@ class _BlockEnd(torch.autograd.Function):
         norm = Norm(weight, bias, mean, var, count if remembered is None else None, eps)
         gates = Gate(gate, alpha, x.shape[3] * x.shape[4]).forward(norm, sums)
         wanted = Wanted(n.dtype, None if in_units else unit, r is not None)
-        joint = Joint(
-            held.values, unit, norm, alpha, gates[..., :1].clone() if gate != "channel" else gates, its, wanted
-        )
+        gates = gates if gate == "channel" else gates[..., :1].clone()
+        known = sums if x.shape[3] * x.shape[4] >= _MANY_PIXELS else None
+        joint = Joint(held.values, unit, norm, alpha, gates, its, wanted, known)
         ctx.trail = held.after = held.before.passing(joint)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, var, count, sums)

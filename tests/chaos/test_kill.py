@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from agmm.kernels.replay import MODES
 from tests.chaos.campaign import STEPS, TOTAL, end
 
 RUNS, PAIRS = 50, 20  # of one process, of two gloo workers
@@ -23,6 +24,7 @@ def test_killed_and_resumed_equals_uninterrupted(campaign, world, runs):
         recipe = campaign.recipe(name, "ffcv", seed)
         for _ in range(1 + (rng.random() < AGAIN)):
             _kill_once(campaign, recipe, world, rng, done=campaign.newest(name)[1].step)
+        recipe = campaign.recipe(name, "ffcv", seed, run={"memory": MODES[turn % 3]})  # which changes no byte
         last = campaign.finish(recipe, world)[0]
         assert campaign.final(name) == expected, f"run {turn}: {name} differs"
         resumed.append(last.resumed_at)

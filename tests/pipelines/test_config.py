@@ -50,6 +50,7 @@ def test_a_resume_may_change_where_but_not_what(tiny_tree):
     base = parse_config(tiny_tree, origin="test")
     assert config_differences(base, changed("run", "workers", 2)) == []
     assert config_differences(base, changed("checkpoint", "every", 3)) == []
+    assert config_differences(base, changed("run", "memory", "least")) == []
     assert config_differences(base, changed("data", "uri", "/elsewhere")) == []
     assert config_differences(base, changed("run", "precision", "bf16")) == ["run.precision: fp32 -> bf16"]
     sent = changed("run", "gradients", {"kind": "sign"})
@@ -91,3 +92,9 @@ def test_workers_are_a_number_or_a_range(tiny_tree, workers, worlds):
     run = parse_config({**tiny_tree, "run": {"workers": workers}}, origin="test").run
     assert list(run.worlds) == worlds
     assert (run.least_workers, run.most_workers) == (worlds[0], worlds[-1])
+
+
+def test_what_a_step_keeps_is_decided_once(tiny_tree):
+    run = {"memory": "balanced", "compile": True}
+    with pytest.raises(UserError, match="both decide what a step keeps"):
+        parse_config({**tiny_tree, "run": {**tiny_tree["run"], **run}}, origin="test")

@@ -39,40 +39,47 @@ struct Scan {
     Lanes reset(Lanes u, Mask fired) const { return kHard ? unless(fired, u) : u - where(fired, threshold); }
 };
 
-// What AgmmStream says.
-template <bool kLast>
+// What AgmmStream says, at all steps of a group: term by term, so that what a channel has one of is loaded once.
+template <size_t kSteps, bool kLast>
 struct Stream {
+    static constexpr size_t kMost = kSteps ? kSteps : kMostSteps;
+
     const AgmmStream its;
-    const size_t step, coefficients;
+    const size_t steps, step, coefficients;
 
     Stream(const Shape& shape, const AgmmStream& its)
-        : its(its), step(shape.step()), coefficients(shape.coefficients()) {}
+        : its(its),
+          steps(kSteps ? kSteps : shape.steps),
+          step(shape.step()),
+          coefficients(shape.coefficients()) {}
 
     template <bool kFull>
-    Lanes at(size_t t, const Place& place) const {
-        Lanes x = {};
-        if (its.r) x = take<kFull>(its.r + t * its.r_step + place.at, place.count);
-        for (int64_t k = 0; k < its.number; ++k) {
-            const Lanes added = term<kFull>(its.terms[k], t, place);
-            x = its.r || k ? added + x : added;
+    void take_all(Lanes* x, const Place& place) const {
+#pragma GCC unroll 8
+        for (size_t t = 0; t < steps; ++t) {
+            x[t] = its.r ? take<kFull>(its.r + t * its.r_step + place.at, place.count) : Lanes{};
         }
-        return x;
+        for (int64_t k = 0; k < its.number; ++k) add<kFull>(its.terms[k], its.r || k, x, place);
     }
 
+    // `to`: whether there is something to add to.
     template <bool kFull>
-    Lanes term(const AgmmTerm& term, size_t t, const Place& place) const {
-        const auto of = [&](const float* x) __attribute__((always_inline)) {
-            return of_channel<kLast, kFull>(x, place.count);
-        };
-        const Lanes n = take_n<kLast, kFull>(term.counts, t * step + place.at, place);
-        const Lanes normed = multiply_add(n, of(term.scale + place.channel), of(term.shift + place.channel));
-        return of(term.gate + t * coefficients + place.coefficient) * normed;
+    void add(const AgmmTerm& term, bool to, Lanes* x, const Place& place) const {
+        const Lanes scale = of_channel<kLast, kFull>(term.scale + place.channel, place.count);
+        const Lanes shift = of_channel<kLast, kFull>(term.shift + place.channel, place.count);
+#pragma GCC unroll 8
+        for (size_t t = 0; t < steps; ++t) {
+            const float* gates = term.gate + t * coefficients + place.coefficient;
+            const Lanes n = take_n<kLast, kFull>(term.counts, t * step + place.at, place);
+            const Lanes added = of_channel<kLast, kFull>(gates, place.count) * multiply_add(n, scale, shift);
+            x[t] = to ? added + x[t] : added;
+        }
     }
 };
 
 template <size_t kSteps, bool kHard, bool kLast>
 struct Forward : Scan<kSteps, kHard> {
-    const Stream<kLast> stream;
+    const Stream<kSteps, kLast> stream;
     const AgmmForward job;
     const bool past_caches;
 
@@ -83,14 +90,14 @@ struct Forward : Scan<kSteps, kHard> {
 
     template <bool kFull>
     void run(const Place& place, Sums&, size_t) const {
-        Lanes v = {};
+        Lanes x[Stream<kSteps, kLast>::kMost], v = {};
+        stream.template take_all<kFull>(x, place);
 #pragma GCC unroll 8
         for (size_t t = 0; t < this->steps; ++t) {
             const size_t at = t * this->step + place.at;
-            const Lanes x = stream.template at<kFull>(t, place);
-            if (job.x) give<kFull>(job.x + at, x, place.count, past_caches);
+            if (job.x) give<kFull>(job.x + at, x[t], place.count, past_caches);
             if (!job.spikes) continue;
-            const Lanes u = this->leak * v + x;
+            const Lanes u = this->leak * v + x[t];
             const Mask fired = reaches(u, this->threshold);
             give<kFull>(job.spikes + at, where(fired, all(1)), place.count, past_caches);
             v = this->reset(u, fired);
@@ -104,7 +111,7 @@ template <size_t kSteps, bool kHard, bool kLast>
 struct Backward : Scan<kSteps, kHard> {
     static constexpr size_t kMost = kSteps ? kSteps : kMostSteps;
 
-    const Stream<kLast> stream;
+    const Stream<kSteps, kLast> stream;
     const AgmmBackward job;
     const size_t coefficients;
     const bool past_caches;
@@ -126,9 +133,10 @@ struct Backward : Scan<kSteps, kHard> {
     void run(const Place& place, Sums& sums, size_t channel) const {
         Lanes u[kMost], v = {};
         if (job.grad_spikes) {
+            stream.template take_all<kFull>(u, place);
 #pragma GCC unroll 8
             for (size_t t = 0; t < this->steps; ++t) {
-                u[t] = this->leak * v + stream.template at<kFull>(t, place);
+                u[t] = this->leak * v + u[t];
                 v = this->reset(u[t], reaches(u[t], this->threshold));
             }
         }

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from agmm.kernels import block_end, check, compiled, native, ops, reference, spikes
+from agmm.kernels.counted import Counted, edge
+from agmm.library import VARIABLE
 from agmm.models.blocks import BatchNorm2d, TemporalBatchNorm2d
 from agmm.modulation import AGMM, Halve
 from agmm.neuron import IF, LIF, PLIF
@@ -247,6 +249,24 @@ def test_a_unit_is_a_product(last):
 
 
 @needs_passes
+@pytest.mark.parametrize("path", native.available())
+@pytest.mark.parametrize("channels", [5, 32])
+def test_integers_are_what_floats_are_and_their_gradient_may_be_bfloat16(path, channels, monkeypatch):
+    monkeypatch.setenv(VARIABLE, path)
+    shape, unit = (4, 3, channels, 6, 7), torch.rand(channels) + 0.1
+    sums = torch.randint(-99, 99, shape, dtype=torch.int16, generator=torch.Generator().manual_seed(0))
+    results = []
+    for kind, whole in ((torch.float32, None), (torch.float32, sums), (torch.bfloat16, sums)):
+        leaf = (sums.float() if whole is None else edge(sums, kind).clone()).requires_grad_()
+        x, fired = block_end(Counted(leaf, whole, unit), None, BatchNorm2d(channels), AGMM(4), LIF())
+        torch.autograd.backward([x, fired], [torch.ones(shape), torch.ones(shape)])
+        results.append((x, fired, leaf.grad))
+    floats, integers, halves = results
+    assert all(torch.equal(a, b) for a, b in zip(floats, integers, strict=True))
+    assert torch.equal(halves[2], floats[2].bfloat16())
+
+
+@needs_passes
 def test_autocast_leaves_it_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         x, fired = block_end(currents(*SHAPE).bfloat16(), currents(*SHAPE), *modules())
@@ -292,3 +312,17 @@ def test_a_forked_child_and_other_threads_compute_the_same():
             assert pool.map(_digest, [None]) == [expected]
     finally:
         torch.set_num_threads(before)
+
+
+@needs_passes
+@pytest.mark.parametrize("path", native.available())
+def test_a_gradient_that_is_not_a_number_stays_one_in_bfloat16(path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, path)
+    sums = torch.ones(SHAPE, dtype=torch.int16)
+    leaf = edge(sums, torch.bfloat16).clone().requires_grad_()
+    x, _ = block_end(Counted(leaf, sums), None, BatchNorm2d(SHAPE[2]).eval(), nn.Identity(), LIF())
+    upstream = torch.ones(SHAPE)
+    upstream[1, 0, 0, 0, 0], upstream[1, 0, 0, 0, 1] = torch.nan, torch.inf
+    x.backward(upstream)
+    assert leaf.grad.isnan().sum() == 1
+    assert leaf.grad.isinf().sum() == 1

@@ -68,7 +68,9 @@ def test_gradients_are_those_of_the_blocks(options, memory_format, fused_calls):
 
 
 @needs_passes
-def test_fifty_steps_have_the_losses_of_the_reference(fused_calls):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_steps_have_the_losses_of_the_reference(precision, fused_calls):
+    """In bfloat16 on average: gradients are rounded to 8 bits, and one that falls the other way decides a sign."""
     losses = []
     for fused in (True, False):
         network = make_network()
@@ -77,11 +79,16 @@ def test_fifty_steps_have_the_losses_of_the_reference(fused_calls):
         # a greater rate flips so many signs that the last bit of a membrane decides which
         optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
         target = torch.arange(8) % 3
-        steps = [train_step(network, optimizer, images(seed=step % 5), target)["loss"] for step in range(50)]
+        steps = [
+            train_step(network, optimizer, images(seed=step % 5), target, precision=precision)["loss"]
+            for step in range(50)
+        ]
         losses.append(torch.tensor(steps))
     assert len(fused_calls) == 4 * 50
     assert losses[0][-5:].mean() < 0.9 * losses[0][:5].mean()
-    assert (losses[0] - losses[1]).abs().max() < 1e-5
+    differences = losses[0] - losses[1]
+    assert differences.mean().abs() < 1e-3
+    assert differences.abs().max() < (1e-5 if precision == "fp32" else 0.05)
 
 
 def test_meters_see_what_the_kernels_compute_and_change_no_bit_of_it(fused_calls):
