@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 
-from cluster import certificates, job
+from cluster import certificates, jobs
 from cluster.credentials import CredentialFiles
 from cluster.environment import client_environment
 from cluster.probes import known_secrets
@@ -136,12 +136,13 @@ def ports(running: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for name, value in client_environment(running).items():
             patch.setenv(name, value)
         said: list[str] = []
-        job.submit(["python", "-c", script, str(stop)], follow=False, say=said.append)
-        name = said[0].split()[1].rstrip(":")
-        deadline = time.monotonic() + 60
-        while "beat 1" not in job.job_logs(name):
-            assert time.monotonic() < deadline, job.job_logs(name)
-            time.sleep(0.2)
+        with jobs.connected() as head:
+            jobs.submit(head, ["python", "-c", script, str(stop)], shared=True, wait=False, say=said.append)
+            name = said[0].split()[1].rstrip(":")
+            deadline = time.monotonic() + 60
+            while "beat 1" not in (log := jobs.job_logs(head, name)):
+                assert time.monotonic() < deadline, log
+                time.sleep(0.2)
     yield tcp(running)
     stop.touch()
 
