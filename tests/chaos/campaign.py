@@ -84,7 +84,7 @@ class Campaign:
         state = json.loads(store.read(f"{newest}/state.json"))
         assert state["position"]["step"] == TOTAL
         state["metrics"] = without_timings(state["metrics"])
-        del state["config"]["checkpoint"]["uri"]
+        del state["config"]["checkpoint"]["uri"], state["config"]["run"]["memory"]
         return {part: sha256_in(store, f"{newest}/{part}.safetensors") for part in PARTS} | {"state": state}
 
 
