@@ -49,7 +49,7 @@ def bench(rounds: int, threads: int, *, side: int = SIDE, batch: int = BATCH, wi
             for name, precision, change in kinds
         }
         race([*racers.values()], rounds, progress)
-    pairs = [(mine, peer) for mine in kept if mine.startswith("run.memory") for peer in kept if peer != mine]
+    pairs = [(mine, peer) for mine in kept if _is_ours(mine) for peer in kept if _is_compared(mine, peer)]
     rows = [
         row(f"{title}: {mine} by {peer}", kept[mine], _UNIT, kept[peer]) | {"spread": None} for mine, peer in pairs
     ] + [
@@ -57,6 +57,16 @@ def bench(rounds: int, threads: int, *, side: int = SIDE, batch: int = BATCH, wi
         for mine, peer in pairs
     ]
     return {"rows": rows, **circumstances(), "threads": threads, "rounds": rounds, **machine(), "peers": versions()}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("run.memory")
+
+
+def _is_compared(mine: str, peer: str) -> bool:
+    """Others in any precision; of ours, the fast one in the same."""
+    number = mine.split(", ")[1]
+    return not _is_ours(peer) or (peer == f"run.memory=fast, {number}" and peer != mine)
 
 
 def _changes() -> Iterator[tuple[str, Change]]:

@@ -42,7 +42,7 @@ def test_peers_have_our_neuron():
 
 
 def test_without_kernels_there_is_nothing_to_measure(monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: "there is no compiler")
+    monkeypatch.setattr(native._kernels, "_found", "there is no compiler")
     with pytest.raises(UserError, match="no fused kernels to measure: there is no compiler"):
         neuron.bench(4, 1)
 

@@ -49,7 +49,7 @@ def test_a_mode_keeps_what_it_says(mode, most):
 
 
 def test_without_kernels_there_is_nothing_to_measure(monkeypatch):
-    monkeypatch.setattr(native, "_library", lambda: "they were not compiled")
+    monkeypatch.setattr(native._kernels, "_found", "they were not compiled")
     for bench in (lambda: step.bench(4, 1), lambda: saved.bench(4, 1)):
         with pytest.raises(UserError, match="no fused kernels to measure: they were not compiled"):
             bench()
