@@ -10,12 +10,13 @@ FFCV := ffcv==1.0.2 fastargs assertpy terminaltables pytorch-pfn-extras
 # its own wish for audio libraries and data sets is of no use to its metrics
 NEUROBENCH := neurobench
 
-.PHONY: help setup test chaos test-peers lint demo clean
+.PHONY: help setup test chaos cluster-test test-peers lint demo clean
 
 help:
 	@echo "make demo   train a binary spiking ResNet on Fashion-MNIST through the whole stack (about six minutes)"
 	@echo "make test   linters, types, import contract and all tests but the long ones"
 	@echo "make chaos  the long tests: kills, damage, faults and losses, again and again (about an hour)"
+	@echo "make cluster-test  three hosts in network namespaces, of which one loses its line in the middle of a run (root, Linux)"
 	@echo "make test-peers  neurons against SpikingJelly and snnTorch, which are downloaded into a folder of the test's own"
 	@echo "make setup  system packages, virtual environment, pinned dependencies"
 	@echo "make clean  remove the environment and local results"
@@ -49,6 +50,9 @@ test: lint
 
 chaos: setup
 	$(BIN)/python -m pytest -m slow
+
+cluster-test: setup
+	$(BIN)/python -m pytest -m cluster -s tests/integration/test_hosts.py
 
 test-peers: setup
 	AGMM_TEST_PEERS=1 $(BIN)/python -m pytest -m peers tests/agmm

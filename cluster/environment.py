@@ -57,8 +57,16 @@ def client_environment(services: Services) -> dict[str, str]:
 
 def _authority(services: Services) -> dict[str, str]:
     """Tell boto3 and MLflow whose certificates to believe, where the services have some."""
+    if not services.tls:
+        return {}
     path = str(CredentialFiles(services.home).authority)
-    return {"AWS_CA_BUNDLE": path, "MLFLOW_TRACKING_SERVER_CERT_PATH": path} if services.tls else {}
+    return {
+        "AWS_CA_BUNDLE": path,
+        "MLFLOW_TRACKING_SERVER_CERT_PATH": path,
+        # Through its server: at S3 itself MLflow's client believes nobody but the system's authorities.
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    }
 
 
 def _s3_environment(services: Services) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -37,12 +38,15 @@ def _first_line(error: BaseException) -> str:
     return (text or type(error).__name__)[:300].rstrip(".")
 
 
-def cause(error: Exception) -> str:
-    """Why Ray Train gave up: for each worker that failed on its own, what it said last or how it was lost."""
+def cause(error: Exception, places: Mapping[int, str] = MappingProxyType({})) -> str:
+    """What Ray Train met: for each worker that failed on its own, what it said last or how it was lost.
+
+    places: where ranks were, if it is known.
+    """
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
         return _first_line(getattr(error, "controller_failure", error))
-    return "\n".join(dict.fromkeys(_of_worker(rank, failure) for rank, failure in sorted(failures.items())))
+    return "\n".join(dict.fromkeys(_of_worker(rank, failures[rank], places.get(rank, "")) for rank in sorted(failures)))
 
 
 def in_words(trace: str | None) -> str:
@@ -53,15 +57,15 @@ def in_words(trace: str | None) -> str:
     if _MEMORY_OF_NODE in str(trace):
         return _OUT_OF_MEMORY
     if "Worker exit detail: " in str(trace):
-        return f"its process was lost: {_detail(str(trace))}"
+        return f"its process was lost: {_detail(str(trace))}{_HINT}"
     return lines[-1][:300]
 
 
-def _of_worker(rank: int, failure: Exception) -> str:
+def _of_worker(rank: int, failure: Exception, place: str) -> str:
     failure = getattr(failure, "health_check_failure", failure)  # what Ray Train met when it asked for the worker
     if text := foreseen(failure):
         return text
-    return f"rank {rank}: {_lost(failure) or brief(failure)}"
+    return f"rank {rank}{place and f' on {place}'}: {_lost(failure) or brief(failure)}"
 
 
 def brief(error: BaseException) -> str:
@@ -80,12 +84,13 @@ def _lost(failure: Exception) -> str | None:
         return None
     if failure.preempted:
         return "its node was taken away (preempted)"
-    what = "node" if "its node has died" in text else "process"
-    return f"its {what} was lost: {_detail(text)}"
+    if "its node has died" in text:
+        return f"its node was lost: {_detail(text)}"
+    return f"its process was lost: {_detail(text)}{_HINT}"
 
 
 def _detail(text: str) -> str:
     """What Ray knows of a death, without its list of common causes and the actor's particulars."""
     known = text.rpartition("Worker exit detail: ")[2] if "Worker exit detail: " in text else text
     lines = [line.strip() for line in known.partition(" Some common causes")[0].splitlines() if line.strip()]
-    return lines[-1][:300].rstrip(".") + _HINT
+    return lines[-1][:300].rstrip(".")

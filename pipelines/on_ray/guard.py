@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
     PreemptingState,
@@ -21,13 +22,14 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from pipelines.on_ray import board, desk
+from pipelines.on_ray.restarts import Restarts
 from pipelines.on_ray.watchdog import RESTART
 
 _PAUSE_S = 0.5
 _PATIENCE_S = 3.0  # with a driver that is behind
 
 
-class Guard(ControllerCallback):
+class Guard(ControllerCallback, WorkerGroupCallback):
     """What the controller of a run does beside Ray Train's own work.
 
     desk, queue: of the run. least: workers that the run waits for. grace: seconds that a save may take.
@@ -37,10 +39,17 @@ class Guard(ControllerCallback):
         self._desk, self._queue, self._grace = desk, queue, grace
         self._least = self._wanted = least
         self._said = ""
+        self._restarts = Restarts(partial(board.send, queue, patience_s=_PATIENCE_S))
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Workers are there: keep where."""
+        workers = {worker.distributed_context.world_rank: worker.metadata for worker in worker_group.get_workers()}
+        self._restarts.placed({rank: f"{of.hostname} ({of.node_ip})" for rank, of in workers.items()})
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Workers are about to start: those that run already have saved, see below."""
         self._wanted = resize_decision.num_workers
+        self._restarts.starting(self._wanted)
         self._forget()
         self._desk.starting.remote()
 
@@ -48,6 +57,8 @@ class Guard(ControllerCallback):
         """Save before a resize and on a preemption notice; say what is waited for, and look for room anew."""
         if isinstance(current_state, (RestartingState, ReschedulingState, ResizingState)):
             self._forget()
+        if isinstance(current_state, RestartingState) and current_state is not previous_state:
+            self._restarts.failed(current_state.training_failed_error)
         if isinstance(current_state, RunningState):
             self._said = ""
         elif isinstance(current_state, ResizingState):

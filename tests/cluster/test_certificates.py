@@ -46,6 +46,25 @@ def test_mlflow_needs_the_authority(client: Services) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in ran[1].stderr
 
 
+_FILE = """
+import mlflow
+with mlflow.start_run() as run:
+    mlflow.log_text("one bit a weight", "said.txt")
+print(mlflow.artifacts.load_text(run.info.artifact_uri + "/said.txt"))
+"""
+
+
+@pytest.mark.s3
+def test_mlflow_gives_and_takes_files(client: Services) -> None:
+    retries = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    environment = {**os.environ, **client_environment(client), **retries}
+    ran = subprocess.run(
+        [sys.executable, "-c", _FILE], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "one bit a weight" in ran.stdout
+
+
 @pytest.mark.s3
 @pytest.mark.parametrize("part", ["s3", "mlflow"])
 def test_nothing_is_said_in_plain_text(running: Services, part: str) -> None:

@@ -78,6 +78,12 @@ def test_lost_workers_are_told_in_words(failure, words):
     assert words in said
     assert "actor_id" not in said
     assert "common causes" not in said
+    assert ("dmesg" in said) == ("its process was lost" in said)
+
+
+def test_a_rank_is_told_with_its_place_where_that_is_known():
+    error = _Failed({0: KeyError("a"), 1: KeyError("b")})
+    assert cause(error, {1: "two (10.0.0.2)"}) == "rank 0: KeyError: 'a'\nrank 1 on two (10.0.0.2): KeyError: 'b'"
 
 
 def test_ranks_that_met_the_same_are_told_once():
