@@ -81,9 +81,6 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
         assert (evaluated["top1"], evaluated["count"]) == (result["top1"], 21)
     assert '"aliases": ["champion"]' in _agmm("models", "list", "--json").stdout
 
-    _check_that_a_stopped_job_saves(recipe)
-    _check_that_one_of_two_resumes_runs(recipe)
-
     exported = dict(line.removeprefix("export ").split("=", 1) for line in services.splitlines() if "=" in line)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, exported[name])
@@ -101,6 +98,12 @@ def test_submit_train_promote_evaluate(services, recipe, monkeypatch):
 
 
 LONG = ("--set", "optim.epochs=2000", "--set", "run.log_every=4")
+
+
+@pytest.mark.slow
+def test_a_stopped_job_saves_and_one_of_two_resumes_runs(services, recipe):
+    _check_that_a_stopped_job_saves(recipe)
+    _check_that_one_of_two_resumes_runs(recipe)
 
 
 def _check_that_a_stopped_job_saves(recipe):
