@@ -16,7 +16,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import ServiceError, UserError, failure_of
 from pipelines.home import default_store, home
 from pipelines.on_ray import board
-from pipelines.on_ray.causes import cause
+from pipelines.on_ray.causes import brief, cause
 from pipelines.on_ray.metrics import Operators, ray_metrics
 from pipelines.on_ray.watchdog import Watchdog
 from pipelines.on_ray.work import Work
@@ -166,12 +166,19 @@ def _ray_run(work: Work, desk: Any, max_failures: int, callbacks: Sequence[Any])
 
 
 def _result_of(trainer: Any) -> dict[str, float]:
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, OwnerDiedError, RayActorError, RpcError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     try:
         return trainer.fit().return_value
     except TrainingFailedError as error:
         raise failure_of(cause(error)) from error
+    except (RayActorError, RpcError, LocalRayletDiedError, NodeDiedError, OwnerDiedError) as error:
+        raise ServiceError(
+            f"Ray's controller of the run is gone, with the Ray head or on its own ({brief(error)}). See that Ray "
+            "answers (`agmm status`, `agmm doctor --only ray`); the same command with --resume then goes on from the "
+            "last checkpoint."
+        ) from error
 
 
 def device_of(config: RunConfig) -> str:

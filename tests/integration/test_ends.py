@@ -76,6 +76,20 @@ def test_a_lost_head_ends_the_run_in_time(train, tmp_path):
     assert not alive
 
 
+def test_a_lost_controller_ends_the_run_in_words(train, tmp_path):
+    process = train()
+    (controller,) = _children(process, "ray::TrainController")
+    workers = _children(process, "RayTrainWorker")
+    controller.kill()
+    took, cause = _ended(process, tmp_path)
+    assert took < 30
+    assert cause.startswith("ServiceError: Ray's controller of the run is gone, ")
+    assert "--resume" in cause
+    assert len(cause) < 600
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
 def test_a_worker_that_is_lost_too_often_is_told_in_words(train, tmp_path):
     process = train(max_failures=0)
     (worker,) = _children(process, "RayTrainWorker")
