@@ -22,8 +22,10 @@ from pipelines.errors import UserError
 from pipelines.progress import Progress, Say
 
 MEASURED = Size(width=16, classes=100, resolution=32, batch_size=4)  # small, since slow links are what is asked of
-FITTED = ((2, 40.0), (4, 40.0), (2, 200.0), (4, 200.0), (2, 1000.0))  # ranks, and Mbit/s of each one's link
-HELD_OUT = ((2, 100.0), (3, 100.0), (4, 100.0))
+SMALL = 64  # numbers of a sum that is hardly more than its messages
+Shape = tuple[int, float | None]  # ranks, and Mbit/s of each one's link; without as fast as the machine is
+FITTED: tuple[Shape, ...] = ((2, 40.0), (4, 40.0), (2, 200.0), (4, 200.0), (2, None))
+HELD_OUT: tuple[Shape, ...] = ((2, 100.0), (3, 100.0), (4, 100.0))
 
 
 class _Kept(BaseModel):
@@ -65,12 +67,18 @@ class Shaped(_Kept):
     """What ranks did whose links had a rate each way."""
 
     ranks: int = Field(ge=2)
-    rate_mbit: float = Field(gt=0)
+    rate_mbit: float | None = Field(gt=0)  # none: not shaped
     crowd: float = Field(ge=1)  # ranks to a core
     fitted: bool  # whether the model may learn from it, or is held against it
     kinds: dict[str, Exchanged]
+    message: list[float] = Field(min_length=2)  # seconds of an all-reduce of SMALL float32 numbers
     buckets: list[Told] = Field(min_length=1)
     steps: list[list[Times]] = Field(min_length=2)  # without exchanges: of each round, of each rank
+
+    @property
+    def rate(self) -> str:
+        """For people."""
+        return f"{self.rate_mbit:g} Mbit/s" if self.rate_mbit else "no limit"
 
     def rounds(self) -> list[Profile]:
         """A step of each round, whose buckets are ready when the last rank's are."""
@@ -89,7 +97,7 @@ class Links(_Kept):
         return spread_of([seconds / median(its) for its in every for seconds in its])
 
 
-def measure(rounds: int, processor: str, say: Say, shapes: Sequence[tuple[int, float, bool]] = ()) -> Links:
+def measure(rounds: int, processor: str, say: Say, shapes: Sequence[tuple[Shape, bool]] = ()) -> Links:
     """Measure all shapes, by default `FITTED` and `HELD_OUT`, each with ranks in namespaces of their own.
 
     Raises UserError where there can be none; ServiceError where a rank fails.
@@ -99,23 +107,28 @@ def measure(rounds: int, processor: str, say: Say, shapes: Sequence[tuple[int, f
             f"Links of a rate of their own cannot be made here: {reason}. Run it as root on Linux, or give "
             "measurements of another run with --links FILE; each run keeps them as links.json in --out."
         )
-    shapes = shapes or [*((*shape, True) for shape in FITTED), *((*shape, False) for shape in HELD_OUT)]
+    shapes = shapes or [*((shape, True) for shape in FITTED), *((shape, False) for shape in HELD_OUT)]
     found = []
     with Progress(len(shapes), "links", " shape") as progress:
-        for ranks, rate, fitted in shapes:
-            say(f"{ranks} ranks exchange gradients over links of {rate:g} Mbit/s")
-            found.append(_measure(ranks, rate, rounds, fitted=fitted))
+        for shape, fitted in shapes:
+            found.append(_measure(shape, rounds, fitted=fitted))
+            say(f"{found[-1].ranks} ranks have exchanged gradients over links of {found[-1].rate}")
             progress.advance()
     return Links(processor=processor, shaped=found)
 
 
-def _measure(ranks: int, rate: float, rounds: int, *, fitted: bool) -> Shaped:
-    job = {"size": asdict(MEASURED), "rounds": rounds, "kinds": list(KINDS)}
+def _measure(shape: Shape, rounds: int, *, fitted: bool) -> Shaped:
+    ranks, rate = shape
+    job = {"size": asdict(MEASURED), "rounds": rounds, "kinds": list(KINDS), "small": SMALL}
     with tempfile.TemporaryDirectory(prefix="agmm-bench-") as scratch, network(ranks, rate) as nodes:
         every = together("pipelines.benchmarks.scale_rank:measure", job, ranks, Path(scratch), nodes)
     kinds = {kind: Exchanged(**{name: every[0][kind][name] for name in Exchanged.model_fields}) for kind in KINDS}
     crowd = max(1.0, ranks / len(os.sched_getaffinity(0)))
-    told = {"buckets": every[0]["buckets"], "steps": list(zip(*(its["steps"] for its in every), strict=True))}
+    told = {
+        "message": every[0]["message"],
+        "buckets": every[0]["buckets"],
+        "steps": list(zip(*(its["steps"] for its in every), strict=True)),
+    }
     return Shaped(ranks=ranks, rate_mbit=rate, crowd=crowd, fitted=fitted, kinds=kinds, **told)
 
 
@@ -131,8 +144,12 @@ def load(path: Path) -> Links:
     """What `save` wrote. Raises UserError for a file that is none of these."""
     try:
         return Links.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        raise UserError(f"--links {path} is no file of `agmm bench scale`: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    except (OSError, ValueError) as error:
+        why = str(error)
+    raise UserError(f"--links {path} is no file of this version of `agmm bench scale`. {why}. Measure anew without it.")
 
 
 def save(links: Links, path: Path) -> None:

@@ -23,7 +23,7 @@ RATES_MBIT = (1.0, 2000.0)
 _PREFIX = "agmm"
 _MOST = 64
 _TIMEOUT_S = 20.0
-_BURST_S = 0.002  # of its rate a link may send at once, and two packets at the least: a busy kernel looks seldom
+_BURST_S = 0.0005  # of its rate a link may send at once, and two packets at the least
 _PACKETS = 3100
 _QUEUE_S = 0.2  # of its rate may wait, so that nothing is dropped
 

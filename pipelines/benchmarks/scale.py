@@ -114,9 +114,13 @@ def model_of(measured: Links, one: links.Steps, inputs: Inputs) -> Model:
 
 def fit(measured: Links) -> Costs:
     """The costs by which exchanges alone would have taken as long as they did, over the links to be fitted on."""
-    samples = [(its, kind) for its in measured.shaped if its.fitted for kind in KINDS]
-    rows = [features(its.rounds()[0].buckets, kind, its.ranks, its.rate_mbit, its.crowd) for its, kind in samples]
-    seconds = [median(its.kinds[kind].exchange) for its, kind in samples]
+    rows, seconds = [], []
+    for its in (its for its in measured.shaped if its.fitted):
+        samples = [(its.rounds()[0].buckets, kind, its.kinds[kind].exchange) for kind in KINDS]
+        samples.append(((Bucket(links.SMALL),), "fp32", its.message))
+        for buckets, kind, taken in samples:
+            rows.append(features(buckets, kind, its.ranks, its.rate_mbit, its.crowd))
+            seconds.append(median(taken))
     return Costs(*fitted(np.array(rows), np.array(seconds)).tolist())
 
 
@@ -127,7 +131,7 @@ def checked(measured: Links, costs: Costs) -> Iterable[dict[str, Any]]:
     """
     for its in measured.shaped:
         for kind in KINDS if not its.fitted else ():
-            name, found = f"held out: {kind}, {its.ranks} ranks, {its.rate_mbit:g} Mbit/s", its.kinds[kind]
+            name, found = f"held out: {kind}, {its.ranks} ranks, {its.rate}", its.kinds[kind]
             exchange, steps = predicted(its, kind, costs)
             yield _compared(f"{name}: the exchange", [exchange] * len(found.exchange), found.exchange)
             yield _compared(f"{name}: a step", steps, found.step)
@@ -173,7 +177,7 @@ def _about(model: Model, inputs: Inputs, measured: Links, size: Size, held: list
     """All that the figures rest on."""
 
     def shapes(*, learnt: bool) -> list[str]:
-        return [f"{its.ranks} ranks, {its.rate_mbit:g} Mbit/s" for its in measured.shaped if its.fitted is learnt]
+        return [f"{its.ranks} ranks, {its.rate}" for its in measured.shaped if its.fitted is learnt]
 
     return {
         "held_out_error": {what: _errors(held, what) for what in ("a step", "the exchange")},

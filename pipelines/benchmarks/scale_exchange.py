@@ -64,9 +64,10 @@ class Costs:
         """The same where so many workers share a core, which has the work of all of them to do."""
         return replace(self, byte=self.byte * workers, cast=self.cast * workers, code=self.code * workers)
 
-    def link(self, rate_mbit: float, latency: float = 0.0) -> Link:
-        """A link of a rate, and seconds of latency beside those that a message takes here."""
-        return Link(self.message + latency, self.overhead * 8 / (rate_mbit * 1e6) + self.byte)
+    def link(self, rate_mbit: float | None, latency: float = 0.0) -> Link:
+        """A link of a rate, without one as fast as the machine; and seconds of latency beside a message's here."""
+        wire = self.overhead * 8 / (rate_mbit * 1e6) if rate_mbit else 0.0
+        return Link(self.message + latency, wire + self.byte)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def mean_step(profile: Profile, kind: str, exchange: Callable[[Bucket, str], flo
     return (between * (every - 1) + step_seconds(profile, kind, exchange, whole=True)) / every
 
 
-def features(buckets: Sequence[Bucket], kind: str, workers: int, rate_mbit: float, crowd: float = 1.0) -> list[float]:
+def features(
+    buckets: Sequence[Bucket], kind: str, workers: int, rate_mbit: float | None, crowd: float = 1.0
+) -> list[float]:
     """How much of each of `Costs` an exchange of all buckets has, with a link for each worker: what is fitted.
 
     crowd: workers that share a core.

@@ -6,14 +6,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from agmm.exchange.exchange import Averaged, Bucket, completed
 from agmm.exchange.sign import latent_weights
 from agmm.loop import train_step
-from pipelines.benchmarks.comm_rank import batch_of, config_of, count_bytes, kind_of, network_of, once, recorded
+from pipelines.benchmarks.comm_rank import (
+    batch_of,
+    config_of,
+    count_bytes,
+    kind_of,
+    network_of,
+    once,
+    recorded,
+    timed,
+)
 from pipelines.network import build_optimizer
+
+_MESSAGES = 5  # a round
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -27,14 +39,16 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     kinds = {name: kind_of(config_of(size, name), network, batch) for name in job["kinds"]}
     for kind in kinds.values():
         count_bytes(kind, buckets)
-    steps = []
+    steps, message, few = [], list[float](), torch.zeros(job["small"])
     for turn in range(job["rounds"] + 1):
         steps.append(alone())
+        message += [timed(lambda: dist.all_reduce(few))[0] for _ in range(_MESSAGES)]
         for kind in kinds.values():
             seconds = once(kind, buckets)
             if turn:  # the first warms up
                 kind.seconds.append(seconds)
-    return {"buckets": _told(size), "steps": steps[1:]} | {name: kind.answer() for name, kind in kinds.items()}
+    about = {"buckets": _told(size), "steps": steps[1:], "message": message}
+    return about | {name: kind.answer() for name, kind in kinds.items()}
 
 
 def profile(job: dict[str, Any]) -> dict[str, Any]:

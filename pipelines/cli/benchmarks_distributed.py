@@ -52,7 +52,7 @@ def bench_ray(rounds: int, steps: int, workers: int, as_json: bool) -> None:
 def bench_scale(known: Path | None, out: Path | None, as_json: bool, rounds: int, **supposed: Any) -> None:
     """A step among up to 1,024 workers, simulated: the peer is fp32 in a ring, and of rows held out what was measured.
 
-    The model is fitted on 2 and 4 ranks in network namespaces with links of 40 to 1000 Mbit/s (root, Linux), and held
+    The model is fitted on 2 and 4 ranks in network namespaces with links of 40 Mbit/s and more (root, Linux), and held
     against 2, 3 and 4 ranks at 100 Mbit/s. Latencies come on top of what a message takes here.
     """
     from pipelines.benchmarks import links

@@ -33,6 +33,8 @@ def _shaped(ranks, rate, learnt, off=1.0):
         cluster = scale.Cluster(ranks, 1, link, link)
         step = step_seconds(alone, kind, lambda b, k, c=cluster: scale.exchange_seconds(b, k, "ring", c, TRUE))
         kinds[kind] = {"bytes": 1, "exchange": [off * exchange] * 3, "step": [off * step] * 3}
+    message = float(np.dot(features([Bucket(links.SMALL)], "fp32", ranks, rate), astuple(TRUE)))
+    steps["message"] = [message] * 3
     return Shaped(ranks=ranks, rate_mbit=rate, crowd=1, fitted=learnt, kinds=kinds, **steps)
 
 
@@ -106,7 +108,7 @@ def test_another_device_and_spread():
 def test_a_file_that_holds_no_links(content, tmp_path):
     path = tmp_path / "links.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match=r"links\.json is no file of `agmm bench scale`"):
+    with pytest.raises(UserError, match=r"links\.json is no file of this version"):
         links.load(path)
 
 
@@ -123,7 +125,7 @@ def test_without_namespaces_it_says_what_to_do(monkeypatch, tmp_path, capsys):
 @pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces: {why_not()}")
 def test_ranks_in_namespaces_are_measured(monkeypatch):
     monkeypatch.setattr(links, "MEASURED", TINY)
-    measured = links.measure(2, "a processor", lambda _: None, [(2, 200.0, True)])
+    measured = links.measure(2, "a processor", lambda _: None, [((2, 200.0), True)])
     shaped = measured.shaped[0]
     assert set(shaped.kinds) == set(KINDS)
     sizes = {kind: its.bytes for kind, its in shaped.kinds.items()}
@@ -131,6 +133,7 @@ def test_ranks_in_namespaces_are_measured(monkeypatch):
     numbers = sum(count for count, _ in shaped.buckets)
     assert sizes["fp32"] == pytest.approx(4 * numbers, rel=0.05)  # two ranks send each other half, and half back
     assert min(shaped.kinds["fp32"].exchange) > 8 * sizes["fp32"] / 200e6 * 0.8, "faster than its link"
+    assert 0 < min(shaped.message) < 0.1
     assert [len(ranks) for ranks in shaped.steps] == [2, 2]
     assert all(step == sorted(step) and step[0] > 0 for ranks in shaped.steps for step in ranks)
     assert all(len(step) == len(shaped.buckets) + 1 for ranks in shaped.steps for step in ranks)
