@@ -9,7 +9,7 @@ from pipelines.benchmarks import saved, step
 from pipelines.benchmarks.race import PEAK
 from pipelines.errors import UserError
 
-TINY = {"side": 16, "batch": 2, "width": 8}
+TINY = {"side": 48, "batch": 2, "width": 8}  # smaller, and torch's own bfloat16 has gradients that are no numbers
 needs_kernels = pytest.mark.skipif(
     not (native.available() and packed.available()), reason=native.why_not() or packed.why_not()
 )

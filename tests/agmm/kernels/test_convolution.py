@@ -96,6 +96,18 @@ def test_under_autocast_sums_stay_exact_and_gradients_are_of_bfloat16():
     assert 0 < (dsigns - truth[1]).abs().max() < 0.02 * truth[1].abs().max()
 
 
+@pytest.mark.parametrize("height", [1, 3])
+def test_gradients_of_maps_one_pixel_wide_are_numbers_in_bfloat16(height):
+    """Where freed memory holds none: oneDNN's own gradient of the weights then has them too."""
+    x, signs = draw(0, 8, 16, 32, height, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = spike_convolution(x, signs, 2)
+        rubbish = [torch.full((1 << size,), torch.nan) for size in range(2, 18) for _ in range(6)]
+        del rubbish
+        dsigns = torch.autograd.grad(out.sum(), signs)[0]
+    assert dsigns.isfinite().all()
+
+
 def test_it_is_compiled_as_one_graph():
     x, signs = draw(0, 2, 64, 32, 8, 8)
     compiled = torch.compile(lambda x, signs: 2 * spike_convolution(x, signs), fullgraph=True, backend="aot_eager")
