@@ -112,7 +112,7 @@ def machine() -> dict[str, Any]:
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": named[0] if named else platform.processor(),
-        "kernels": native.available()[0],
+        "kernels": next(iter(native.available()), "none"),
         "python": platform.python_version(),
         "torch": version("torch"),
         "numpy": version("numpy"),
