@@ -45,8 +45,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What starts Ray or services has processes enough of its own; the rest takes two, file by file.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not s3"
+	$(BIN)/python -m pytest -m "not slow and (ray or s3)"
 
 chaos: setup
 	$(BIN)/python -m pytest -m slow

@@ -106,8 +106,12 @@ def _metadata_files() -> dict[str, Path]:
     except importlib.metadata.PackageNotFoundError:
         return {}
     folder = f"agmm-{distribution.version}.dist-info"
-    paths = {name: Path(str(distribution.locate_file(f"{folder}/{name}"))) for name in ("METADATA", "entry_points.txt")}
-    return {f"{folder}/{name}": path for name, path in paths.items() if path.is_file()}
+    # A checkout that Python runs in has its metadata in another folder, under another name.
+    places = {
+        name: [Path(str(distribution.locate_file(place))) for place in (f"{folder}/{name}", f"agmm.egg-info/{other}")]
+        for name, other in (("METADATA", "PKG-INFO"), ("entry_points.txt", "entry_points.txt"))
+    }
+    return {f"{folder}/{name}": path for name, paths in places.items() for path in paths if path.is_file()}
 
 
 def _included(given: str) -> Iterator[tuple[str, Path]]:

@@ -305,6 +305,7 @@ def test_a_disk_that_is_too_small(place, check, words, tmp_path, monkeypatch):
     _failed({each["name"]: each for each in json.loads(ended.stdout)["checks"]}, check, *words)
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing(tiny_tree, tmp_path, capsys):
     import mlflow
 
