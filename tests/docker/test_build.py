@@ -62,33 +62,39 @@ def _make_base(buildah: Buildah) -> None:
     buildah("commit", "--rm", container, BASE)
 
 
-def _pip(folder: Path) -> tuple[Path, list[str]]:
-    """This machine's settings for pip, as a file for the build, and mounts of the local paths that they name."""
+def _pip(folder: Path) -> list[str]:
+    """This machine's settings for pip, as secrets of the build, and mounts of the local folders that they name."""
     listed = subprocess.run(["python3", "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
     pairs = re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed.stdout, flags=re.M)
-    kept = {name: value for name, value in pairs if name != "constraint"}
-    lines = [f"{name} = {value}".replace("\\n", " ") for name, value in kept.items()]
-    (folder / "pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")
-    named = re.findall(r"(file://)?(/[^\s']+)", " ".join(value for value in kept.values() if "http" not in value))
+    kept = {name: value.replace("\\n", " ") for name, value in pairs if name != "constraint"}
+    options = [f"--secret=id=pip,src={folder / 'pip.conf'}"]
+    if "cert" in kept:
+        shutil.copy(kept["cert"], folder / "ca.pem")
+        kept["cert"] = "/run/secrets/ca"
+        options += [f"--secret=id=ca,src={folder / 'ca.pem'}"]
+    (folder / "pip.conf").write_text(
+        "\n".join(["[global]", *(f"{name} = {value}" for name, value in kept.items())]) + "\n"
+    )
+    links = [value for name, value in kept.items() if name in ("find-links", "index-url", "extra-index-url")]
+    named = re.findall(r"(?:^|\s)(file://)?(/\S+)", " ".join(links))
     # A folder with an index links to files beside it.
-    paths = [Path(path).parent if scheme or Path(path).is_file() else Path(path) for scheme, path in named]
-    folders = {str(path) for path in paths if path.is_dir()}
-    return folder / "pip.conf", [option for path in sorted(folders) for option in ("-v", f"{path}:{path}:ro")]
+    folders = {Path(path).parent if scheme else Path(path) for scheme, path in named}
+    return [*options, *(f"--volume={path}:{path}:ro" for path in sorted(folders) if path.is_dir())]
 
 
 @pytest.fixture(scope="module")
 def container(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A container of the built image."""
     _make_base(buildah)
-    pip, mounts = _pip(tmp_path_factory.mktemp("pip"))
+    pip = _pip(tmp_path_factory.mktemp("pip"))
     cpu_wheels = [] if os.environ.get("AGMM_TEST_TORCH_INDEX") is None else [os.environ["AGMM_TEST_TORCH_INDEX"]]
     options = {
         "isolation": "chroot", "network": "host", "format": "docker", "target": "cpu", "tag": IMAGE,
-        "file": "docker/Dockerfile", "ignorefile": "docker/Dockerfile.dockerignore", "secret": f"id=pip,src={pip}",
+        "file": "docker/Dockerfile", "ignorefile": "docker/Dockerfile.dockerignore",
     }  # fmt: skip
     arguments = [f"BASE={BASE}", *(f"TORCH_INDEX={index}" for index in cpu_wheels)]
     words = [f"--{name}={value}" for name, value in options.items()]
-    buildah("bud", *words, *(f"--build-arg={argument}" for argument in arguments), *mounts, ".")
+    buildah("bud", *words, *(f"--build-arg={argument}" for argument in arguments), *pip, ".")
     return buildah("from", IMAGE)
 
 
