@@ -27,6 +27,7 @@ def test_ours_are_paired_with_each_peer():
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_each_mode_is_counted_and_timed_beside_its_peers():
     rows = saved.bench(4, 1, **TINY)["rows"]
     names = [row["name"].split(": ")[1] for row in rows]

@@ -77,7 +77,7 @@ _rates = st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.sam
 @settings(max_examples=60, deadline=None)
 @given(
     name=_names,
-    dataset=_names | _texts,
+    dataset=_names,
     leak=_shares,
     lr=_rates,
     decay=_rates,

@@ -425,7 +425,7 @@ def _command(*words, **environment):
 
 
 def test_of_several_processes_one_downloads(built, uri):
-    slow = {"AGMM_FAULTS": "data.stage.chunk=sleep:0.05"}
+    slow = {"AGMM_FAULTS": "data.stage.chunk=sleep:0.15"}
     processes = [_command("stage", uri, **slow) for _ in range(3)]
     ended = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]

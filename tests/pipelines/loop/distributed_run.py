@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pipelines import network as networks
 from pipelines.checkpoints import checkpoint as checkpoints
-from pipelines.loop import worker
 from pipelines.loop.worker import run
 from pipelines.loop.world import Outside, World
 from pipelines.network import build_network
@@ -35,7 +35,7 @@ def main(recipe, rank, world, rendezvous, die_after=0):
         torch.nn.init.zeros_(network.head.bias)
         return network
 
-    checkpoints.save, worker.build_network = save, build
+    checkpoints.save, networks.build_network = save, build
     outside = Outside(
         open_store(config.checkpoint.uri), lambda row, step: None, lambda item: None, lambda metrics: None
     )

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from agmm.loop import NotFinite
+from pipelines import network as networks
 from pipelines.loop import worker
 from pipelines.loop.world import Outside, World
 from pipelines.network import build_network
@@ -32,7 +33,7 @@ def main(recipe, rank, world, rendezvous):
             network.get_submodule("stages.1.0.conv").register_forward_hook(spoil)
         return network
 
-    worker.build_network = build
+    networks.build_network = build
     outside = Outside(open_store(config.checkpoint.uri), lambda row, step: None, lambda item: None, lambda row: None)
     try:
         worker.run(config, World(rank, world, torch.device("cpu")), outside, Path(config.data.uri), "test")

@@ -53,7 +53,7 @@ def train(tiny_tree, tmp_path, monkeypatch):
         network.head = torch.nn.Sequential(torch.nn.Dropout(0.5), network.head)
         return network
 
-    monkeypatch.setattr(worker, "build_network", build)
+    monkeypatch.setattr("pipelines.network.build_network", build)
     tree = {**tiny_tree, "optim": {"lr": 0.1, "epochs": 4, "max_steps": 10}, "run": {"log_every": 1}}
 
     def call(folder, die_at=0):

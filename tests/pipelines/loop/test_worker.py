@@ -79,7 +79,7 @@ def _check_speed(metrics, rows):
     for row in rows.values():
         assert _counted(row, "time/") == len(PHASES)
         training = sum(row[f"time/{name}"] for name in PHASES if name not in ("commit", "validate"))
-        assert training <= 12 / row["train/images_per_second"] <= training + row["time/commit"] + 1e-9
+        assert training - 1e-9 <= 12 / row["train/images_per_second"] <= training + row["time/commit"] + 1e-9
         assert row["train/mfu"] > 0
         assert row["time/forward"] > 0 < row["time/backward"]
         assert row["time/exchange"] == 0
@@ -129,7 +129,8 @@ def test_measuring_changes_no_byte_of_the_network(tiny_tree, tmp_path, monkeypat
 
 def _watched(real, calls):
     def register(self, hook, **kwargs):
-        calls.append(hook)
+        if not any(each.is_meta for each in self.parameters()):  # a copy, on which FLOPs are counted
+            calls.append(hook)
         return real(self, hook, **kwargs)
 
     return register
@@ -158,7 +159,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_tree, tmp_path, monke
 )
 def test_every_method_learns_and_resumes(tiny_tree, tmp_path, monkeypatch, changes):
     """What follows the progress of the training, or has state of its own, is the same after a resume."""
-    metrics = _cut_and_compare(_changed(tiny_tree, **changes), tmp_path, monkeypatch, 2)
+    metrics = _cut_and_compare(_changed(tiny_tree, **changes), tmp_path, monkeypatch, 1)
     assert metrics["top1"] > 0.5
 
 
