@@ -71,7 +71,9 @@ def test_it_learns_logs_and_commits(tiny_config, tmp_path):
     assert {"epoch", "total", "loss", "images_per_second", "eta"} <= steps[0].keys()
     committed = checkpoints.committed(open_store(str(tmp_path / "a")))
     assert committed[-1] == "attempt-0001-step-000000016"
-    assert set(committed) <= {f"attempt-0001-step-{4 * i:09d}" for i in (1, 2, 3, 4)}
+    # An epoch's is taken some steps later where the saver is busy.
+    assert len(committed) <= 4
+    assert all(int(name.removeprefix("attempt-0001-step-")) >= 4 for name in committed)
 
 
 def _check_speed(metrics, rows):
