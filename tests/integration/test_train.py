@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.tracking import runs as tracking
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
 
 def _agmm(*words):
@@ -36,7 +36,7 @@ def recipe(tiny_tree, tmp_path):
 
 
 def _wait_for_checkpoint(folder, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240  # Ray runs its workers at a low priority
     while not list(folder.glob("*/attempt-*/COMMITTED")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
