@@ -104,8 +104,10 @@ address=$(hostname -I | cut -d' ' -f1)
 leave() {
   code=$?
   trap '' TERM
-  [ -z "$ray_pid" ] || kill -TERM "$ray_pid" 2>/dev/null || true
-  [ -z "$ray_pid" ] || wait "$ray_pid" || true
+  # told again where it stays: a signal is lost that comes after bash has forked and before ray is there
+  while [ -n "$ray_pid" ] && kill -TERM "$ray_pid" 2>/dev/null; do
+    for _ in $(seq 50); do kill -0 "$ray_pid" 2>/dev/null || break; sleep 0.2; done
+  done
   rm -rf "$local_folder"
   [ "$code" -eq 0 ] || [ "$code" -eq 143 ] || tail -n 20 "$private/$SLURMD_NODENAME.log" >&2
 }

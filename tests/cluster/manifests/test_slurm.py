@@ -72,6 +72,7 @@ def job(tmp_path):
     for process in started:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def test_shells_find_no_fault(tmp_path):
