@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.benchmarks.comm import Size
 from pipelines.benchmarks.namespaces import network, why_not
 from pipelines.benchmarks.ranks import together
-from pipelines.benchmarks.scale_exchange import KINDS, Bucket, Profile
+from pipelines.benchmarks.scale_exchange import KINDS, Bucket, Costs, Profile
 from pipelines.benchmarks.scale_model import Spread, spread_of
 from pipelines.errors import UserError
 from pipelines.progress import Progress, Say
@@ -37,14 +37,24 @@ Times = list[float]  # seconds at which each bucket of a step is ready, and its 
 
 
 class Steps(_Kept):
-    """Steps of one worker without exchanges."""
+    """Steps of one worker without exchanges; processor seconds of an exchange by kind, with nobody to send to."""
 
     buckets: list[Told] = Field(min_length=1)
     steps: list[Times] = Field(min_length=4)
+    work: dict[str, list[float]]
 
     def profile(self) -> Profile:
         """Medians over steps."""
         return _profile(self.buckets, np.median(self.steps, axis=0).tolist())
+
+    def costs(self, costs: Costs) -> Costs:
+        """The same with this network's own casts and signs: small layers take longer by the number than large ones."""
+        buckets = self.profile().buckets
+        numbers, signs = sum(each.numbers for each in buckets), sum(each.signs for each in buckets)
+        sent = median(self.work["fp32"])  # DDP divides, gloo copies
+        cast = max(0.0, median(self.work["bf16"]) - sent) / numbers
+        code = max(0.0, median(self.work["sign"]) - cast * (numbers - signs)) / signs
+        return replace(costs, cast=cast, code=code)
 
     def spread(self) -> Spread:
         """How steps differ."""
@@ -135,7 +145,7 @@ def _measure(shape: Shape, rounds: int, *, fitted: bool) -> Shaped:
 def profile_of(size: Size, steps: int, say: Say) -> Steps:
     """A training step of one worker on a core of this machine, without exchanges."""
     say(f"one worker trains {size.arch}, width {size.width}, {size.resolution} px, batch {size.batch_size}")
-    job = {"size": asdict(size), "steps": steps}
+    job = {"size": asdict(size), "steps": steps, "kinds": list(KINDS)}
     with tempfile.TemporaryDirectory(prefix="agmm-bench-") as scratch:
         return Steps(**together("pipelines.benchmarks.scale_rank:profile", job, 1, Path(scratch))[0])
 

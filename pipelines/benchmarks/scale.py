@@ -103,7 +103,7 @@ def bench(known: Links | None, rounds: int, size: Size, inputs: Inputs, out: Pat
 
 def model_of(measured: Links, one: links.Steps, inputs: Inputs) -> Model:
     """The model of what was measured, on the device that the inputs suppose."""
-    costs, profile = fit(measured), one.profile()
+    costs, profile = one.costs(fit(measured)), one.profile()
     steps = one.spread() if inputs.spread is None else Spread(inputs.spread)
     if inputs.step_seconds is not None:
         factor = inputs.step_seconds / profile.compute

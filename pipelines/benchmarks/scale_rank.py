@@ -25,7 +25,7 @@ from pipelines.benchmarks.comm_rank import (
 )
 from pipelines.network import build_optimizer
 
-_MESSAGES = 5  # a round
+_MESSAGES = 5  # a round; and exchanges of one rank alone
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +52,16 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile(job: dict[str, Any]) -> dict[str, Any]:
-    """Steps without exchanges alone."""
-    alone = _alone(job["size"])
-    return {"buckets": _told(job["size"]), "steps": [alone() for _ in range(job["steps"] + 1)][1:]}
+    """Steps without exchanges, and what one rank's processor does for those of each kind, with nobody to send to."""
+    size = job["size"]
+    alone = _alone(size)
+    steps = [alone() for _ in range(job["steps"] + 1)][1:]
+    network, buckets = recorded(config_of(size, "fp32"), batch_of(size))
+    kinds = {name: kind_of(config_of(size, name), network, batch_of(size)) for name in job["kinds"]}
+    for kind in kinds.values():
+        count_bytes(kind, buckets)
+    work = {name: [once(kind, buckets)[1] for _ in range(_MESSAGES + 1)][1:] for name, kind in kinds.items()}
+    return {"buckets": _told(size), "steps": steps, "work": work}
 
 
 def _told(size: dict[str, Any]) -> list[list[Any]]:

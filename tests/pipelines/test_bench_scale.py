@@ -20,7 +20,12 @@ pytestmark = pytest.mark.timeout(200)
 TRUE = Costs(message=150e-6, overhead=1.06, byte=0.8e-9, cast=1.1e-9, code=7e-9)
 BUCKETS = (Bucket(300_000, ((64, 576), (128, 1152))), Bucket(400_000, ((256, 1152),)))
 TINY = Size(width=4, classes=3, stem="cifar", resolution=16, batch_size=2, time_steps=1)
-ONE = links.Steps(buckets=[(each.numbers, list(each.latent)) for each in BUCKETS], steps=[[0.1, 0.18, 0.2]] * 4)
+SIGNS = sum(each.signs for each in BUCKETS)
+ONE = links.Steps(
+    buckets=[(each.numbers, list(each.latent)) for each in BUCKETS],
+    steps=[[0.1, 0.18, 0.2]] * 4,
+    work={"fp32": [0.001], "bf16": [0.001 + 700_000 * 2e-9], "sign": [(700_000 - SIGNS) * 2e-9 + SIGNS * 5e-9]},
+)
 
 
 def _shaped(ranks, rate, learnt, off=1.0):
@@ -97,7 +102,8 @@ def test_another_device_and_spread():
     model = scale.model_of(_links(), ONE, Inputs(step_seconds=0.02, spread=0.3))
     assert model.profile.compute == pytest.approx(0.02)
     assert model.profile.ready == pytest.approx((0.01, 0.018))
-    assert model.costs.code == pytest.approx(TRUE.code / 10)
+    assert model.costs.cast == pytest.approx(2e-10), "a tenth of the network's own"
+    assert model.costs.code == pytest.approx(5e-10)
     assert model.costs.message == pytest.approx(TRUE.message)
     assert (model.steps, model.measured_ranks) == (Spread(0.3), 4)
     still = scale.model_of(_links(), ONE, Inputs(spread=0.0))
@@ -120,6 +126,15 @@ def test_without_namespaces_it_says_what_to_do(monkeypatch, tmp_path, capsys):
         cli.main(["bench", "scale", "--out", str(tmp_path)])
     assert ended.value.code == 2
     assert "--links FILE" in capsys.readouterr().err
+
+
+def test_one_worker_is_measured():
+    one = links.profile_of(TINY, 4, lambda _: None)
+    assert len(one.steps) == 4
+    assert set(one.work) == set(KINDS)
+    costs = one.costs(TRUE)
+    assert costs.code > 0
+    assert (costs.message, costs.byte) == (TRUE.message, TRUE.byte)
 
 
 @pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces: {why_not()}")
