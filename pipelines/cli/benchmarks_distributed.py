@@ -18,7 +18,7 @@ NOT_BELOW_ZERO = click.FloatRange(0)
 @click.command("ray")
 @click.option("--rounds", type=click.IntRange(2, 1000), default=5, show_default=True, help="Launches of each.")
 @click.option("--steps", type=click.IntRange(40), default=160, show_default=True, help="Of a launch.")
-@click.option("--workers", type=click.IntRange(2, 64), default=2, show_default=True, help="Processes, a core each.")
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes, a core each.")
 @JSON
 def bench_ray(rounds: int, steps: int, workers: int, as_json: bool) -> None:
     """A run's loop under Ray Train against the same loop under torchrun, launched in turns; the peer is torchrun."""
