@@ -18,6 +18,7 @@ from pipelines.home import default_store, home
 from pipelines.on_ray import board
 from pipelines.on_ray.causes import brief, cause
 from pipelines.on_ray.metrics import Operators, ray_metrics
+from pipelines.on_ray.own import own_ray
 from pipelines.on_ray.watchdog import Watchdog
 from pipelines.on_ray.work import Work
 from pipelines.progress import Say
@@ -209,11 +210,12 @@ def connected(*, needed: int, wanted: int, say: Say) -> Iterator[None]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    options = {} if address else own_ray(max(os.cpu_count() or 1, wanted))
     say(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     # stdout is for the result; what workers print is in Ray's session folder, what they have to say comes to the board
     with redirect_stdout(sys.stderr):
         try:
-            _connect(address, wanted)
+            _connect(address, options)
             if (there := ray.cluster_resources().get("CPU", 0)) < needed:
                 say(f"waiting for {needed} CPUs: the Ray cluster has {there:.0f}")
             yield
@@ -221,12 +223,12 @@ def connected(*, needed: int, wanted: int, say: Say) -> Iterator[None]:
             ray.shutdown()
 
 
-def _connect(address: str | None, cpus: int) -> None:
+def _connect(address: str | None, options: dict[str, Any]) -> None:
     import ray
 
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **_own(address, cpus))
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:
         raise ServiceError(f"Cannot reach Ray at {address}: {error}. `agmm up` starts one.") from error
     except Exception as error:
@@ -238,15 +240,6 @@ def _connect(address: str | None, cpus: int) -> None:
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would print a native stack and leave
-
-
-def _own(address: str | None, cpus: int) -> dict[str, Any]:
-    """What a Ray of the run's own is started with: loopback only, and enough CPUs for the workers asked for."""
-    if address:
-        return {}
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would listen on the host's own address
-    return {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
 
 def ray_storage() -> dict[str, Any]:
