@@ -14,12 +14,12 @@ from pipelines.errors import ServiceError
 
 _SHORT = Path("/tmp")  # noqa: S108 names of sockets in a session may have 107 bytes
 _CLOSED = {
-    # Despite its name it counts on every system: off, Ray keeps 127.0.0.1 instead of turning it into the machine's outer
-    # address, at which all its ports would listen.
+    # Despite its name it counts on every system: off, Ray keeps 127.0.0.1 instead of turning it into the machine's
+    # outer address, at which all its ports would listen.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray asks no token for metrics. Those of nodes and runs can be opened; the other two cannot be switched off, but for
-    # a port that does not exist: Ray logs that and goes on without.
+    # Ray asks no token for metrics. Those of nodes and runs can be opened; the other two cannot be switched off, but
+    # for a port that does not exist: Ray logs that and goes on without.
     "RAY_enable_metrics_collection": "0",
     "AUTOSCALER_METRIC_PORT": str(2**16),
     "DASHBOARD_METRIC_PORT": str(2**16),

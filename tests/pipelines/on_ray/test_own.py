@@ -21,10 +21,16 @@ from pipelines.on_ray.driver import connected
 
 with connected(needed=1, wanted=1, say=lambda line: None):
     node = ray._private.worker._global_node
-    print(json.dumps({"gcs": node.gcs_address, "session": node.get_session_dir_path()}), file=sys.__stdout__, flush=True)
+    told = {"gcs": node.gcs_address, "session": node.get_session_dir_path()}
+    print(json.dumps(told), file=sys.__stdout__, flush=True)
     sys.stdin.read()
 """
-_STRANGER = "import sys, ray._raylet as r; print(r.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None, timeout=10))"
+_STRANGER = """
+import sys
+from ray._raylet import GcsClient
+
+print(GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, timeout=10))
+"""
 
 
 @pytest.fixture
