@@ -33,7 +33,8 @@ def decode(message: Tensor, count: int, length: int) -> Tensor:
     """`scale * sign` of `encode`, float32 `[..., count, length]`."""
     bits, scales = message.split([packed_size(count * length), _SCALE_BYTES * count], -1)
     signs = unpack_signs(bits, count * length).unflatten(-1, (count, length))
-    return signs.mul_(scales.clone().view(torch.float32)[..., None])
+    scales = scales.clone(memory_format=torch.contiguous_format)  # else of one message the stride stays, an odd one
+    return signs.mul_(scales.view(torch.float32)[..., None])
 
 
 def message_bytes(count: int, length: int) -> int:

@@ -68,5 +68,7 @@ def _tenth(values: list[float]) -> float:
 
 
 def _paired(name: str, ours: list[float], peer: list[float], unit: str) -> dict[str, Any]:
+    if min(peer) == 0:  # less than the clock of processors shows
+        return row(name, median(ours), unit, 0.0) | {"spread": None}
     low, typical, high = quantiles([mine / theirs for mine, theirs in zip(ours, peer, strict=True)], n=4)
     return row(name, median(ours), unit, median(peer)) | {"ratio": typical, "spread": (high - low) / typical}

@@ -93,7 +93,7 @@ def bench(known: Links | None, rounds: int, size: Size, inputs: Inputs, out: Pat
     if known is None:
         links.save(measured, out / "links.json")
     model = model_of(measured, links.profile_of(size, 30, say), inputs)
-    held = list(checked(measured, model.costs))
+    held = list(checked(measured, fit(measured)))
     rows = [*held, *_projected(model, inputs, size.batch_size)]
     about = _about(model, inputs, measured, size, held)
     picture = out / "scale.png"

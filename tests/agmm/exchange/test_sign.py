@@ -20,6 +20,14 @@ def test_a_message_is_signs_times_the_mean_of_each_row(count, length):
     torch.testing.assert_close(decode(message, count, length), expected)
 
 
+def test_a_message_alone_is_read_out_of_a_longer_one():
+    """Of a length that is no number of float32's bytes, as a single rank has it."""
+    message = encode(torch.randn(1, 2, 9))
+    longer = torch.cat([message, torch.zeros(1, 4, dtype=torch.uint8)], -1)
+    assert longer.shape == (1, 15)
+    assert torch.equal(decode(longer[:, :11], 2, 9), decode(message[0], 2, 9)[None])
+
+
 def test_zero_is_positive_and_a_row_of_zeros_says_nothing():
     values = torch.tensor([[0.0, -0.0, -2.0], [0.0, 0.0, 0.0]])
     assert decode(encode(values), 2, 3).tolist() == [[pytest.approx(2 / 3)] * 2 + [pytest.approx(-2 / 3)], [0.0] * 3]

@@ -111,9 +111,7 @@ def _token_of(session):
 def _ports(pid):
     top = psutil.Process(pid)
     every = [each for process in (top, *top.children(recursive=True)) for each in process.net_connections("tcp")]
-    return {
-        (its.laddr.ip.removeprefix("::ffff:"), its.laddr.port) for its in every if its.status == psutil.CONN_LISTEN
-    }
+    return {(its.laddr.ip.removeprefix("::ffff:"), its.laddr.port) for its in every if its.status == psutil.CONN_LISTEN}
 
 
 def _tells_metrics(port):
