@@ -33,6 +33,7 @@ class _Kept(BaseModel):
 
 
 Told = tuple[int, list[tuple[int, int]]]  # a bucket's numbers, and `[O, L]` of binary weights
+_CODED_ALONE = 6  # `Cluster.coded` of a number where there is one worker
 Times = list[float]  # seconds at which each bucket of a step is ready, and its end
 
 
@@ -53,7 +54,7 @@ class Steps(_Kept):
         numbers, signs = sum(each.numbers for each in buckets), sum(each.signs for each in buckets)
         sent = median(self.work["fp32"])  # DDP divides, gloo copies
         cast = max(0.0, median(self.work["bf16"]) - sent) / numbers
-        code = max(0.0, median(self.work["sign"]) - cast * (numbers - signs)) / signs
+        code = max(0.0, median(self.work["sign"]) - cast * (numbers - signs)) / (_CODED_ALONE * signs)
         return replace(costs, cast=cast, code=code)
 
     def spread(self) -> Spread:

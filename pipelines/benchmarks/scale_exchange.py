@@ -51,7 +51,7 @@ class Profile:
 class Costs:
     """Seconds of a message; bytes on the wire by bytes sent; seconds of a byte sent, beside the wire's.
 
-    And of one number as bfloat16 and back, and of one as a sign and back.
+    And of one number as bfloat16 and back, and of one as a sign, or back.
     """
 
     message: float
@@ -108,6 +108,16 @@ class Cluster:
         inside = ring(2 * bucket.signs, each, self.inner) / 2 + gathered(self.nodes * part / each, each, self.inner)
         return among + inside
 
+    def coded(self, bucket: Bucket, algorithm: str) -> float:
+        """Numbers of a bucket that a worker makes signs of, or reads from signs.
+
+        It encodes its own and sees what is left of them, reads all ranks' of its rows, encodes their averages and sees
+        what is left, and reads all answers. Hierarchical the first three are of its share of the node's.
+        """
+        if algorithm != "hierarchical":
+            return (4 + 2 / self.workers) * bucket.signs
+        return (1 + (3 + 2 / self.nodes) / min(self.each, self.workers)) * bucket.signs
+
 
 def exchange_seconds(bucket: Bucket, kind: str, algorithm: str, cluster: Cluster, costs: Costs) -> float:
     """One bucket's exchange, between whole steps."""
@@ -119,7 +129,7 @@ def exchange_seconds(bucket: Bucket, kind: str, algorithm: str, cluster: Cluster
     rounded = cluster.sum(2 * others, algorithm) + costs.cast * others if others else 0.0
     if kind == "bf16" or not bucket.latent:
         return rounded
-    return rounded + cluster.signs(bucket, algorithm) + costs.code * bucket.signs
+    return rounded + cluster.signs(bucket, algorithm) + costs.code * cluster.coded(bucket, algorithm)
 
 
 def step_seconds(

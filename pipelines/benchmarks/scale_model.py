@@ -56,12 +56,16 @@ def hierarchical(size: float, nodes: int, each: int, outer: Link, inner: Link) -
 
 
 def spread_out(part: float, workers: int, each: int, outer: Link, inner: Link) -> float:
-    """Every worker sends every other a message of `part` bytes of its own: N - 1 messages, `each` workers to a node.
+    """Every worker sends every other `part` bytes of its own, all at once, `each` workers to a node.
 
-    Those for other nodes leave over the node's one link.
+    Nobody waits for one message before the next, so that they take the time of one beside that of their bytes. Those
+    for other nodes leave over the node's one link.
     """
+    if workers == 1:
+        return 0.0
     away = workers - each
-    return (each - 1) * (inner.alpha + part * inner.beta) + away * (outer.alpha + each * part * outer.beta)
+    first = outer.alpha if away else inner.alpha
+    return first + (each - 1) * part * inner.beta + away * each * part * outer.beta
 
 
 def gathered(part: float, workers: int, link: Link) -> float:

@@ -24,7 +24,7 @@ SIGNS = sum(each.signs for each in BUCKETS)
 ONE = links.Steps(
     buckets=[(each.numbers, list(each.latent)) for each in BUCKETS],
     steps=[[0.1, 0.18, 0.2]] * 4,
-    work={"fp32": [0.001], "bf16": [0.001 + 700_000 * 2e-9], "sign": [(700_000 - SIGNS) * 2e-9 + SIGNS * 5e-9]},
+    work={"fp32": [0.001], "bf16": [0.001 + 700_000 * 2e-9], "sign": [(700_000 - SIGNS) * 2e-9 + 6 * SIGNS * 5e-9]},
 )
 
 

@@ -65,7 +65,9 @@ def test_nodes_on_paper():
 
 def test_signs_on_paper():
     # to three of the same node, and to four of the other, whose bytes share a link with those of three others
-    assert spread_out(2, 8, 4, LINK, FAST) == 3 * (0.25 + 2 * 0.125) + 4 * (1 + 4 * 2 * 0.5)
+    assert spread_out(2, 8, 4, LINK, FAST) == 1 + 3 * 2 * 0.125 + 4 * 4 * 2 * 0.5
+    assert spread_out(2, 4, 4, LINK, FAST) == 0.25 + 3 * 2 * 0.125
+    assert spread_out(2, 1, 1, LINK, FAST) == 0
     assert gathered(2, 8, LINK) == 7 * (1 + 2 * 0.5)
     rows_of_one = Bucket(100, ((4, 9), (8, 4))).part(4)  # one row of 9 signs, two of 4 signs
     assert rows_of_one == (2 + 4) + (1 + 8) == message_bytes(1, 9) + message_bytes(2, 4)
@@ -79,7 +81,7 @@ def test_an_exchange_of_each_kind_on_paper():
     assert exchange_seconds(first, "bf16", "ring", cluster, costs) == 200 + 1000 * 100
     signs, others = 36 + 32, 32
     sent = 2 * others + 2 * first.part(2)
-    assert exchange_seconds(first, "sign", "ring", cluster, costs) == sent + 1000 * others + 100_000 * signs
+    assert exchange_seconds(first, "sign", "ring", cluster, costs) == sent + 1000 * others + 5 * 100_000 * signs
     assert exchange_seconds(BUCKETS[1], "sign", "ring", cluster, costs) == 100 + 1000 * 50  # no sign in it
     alone = Cluster(1, 1, link, link)
     assert [exchange_seconds(first, kind, "tree", alone, costs) for kind in KINDS] == [0, 0, 0]
@@ -140,6 +142,14 @@ def test_workers_that_share_a_core_on_paper():
     assert TRUE.crowded(2) == Costs(TRUE.message, TRUE.overhead, 1.6e-9, 2.2e-9, 14e-9)
     alone, crowded = (np.array(features(LARGE, "sign", 4, 50.0, crowd)) for crowd in (1.0, 2.0))
     assert crowded / alone == pytest.approx([1, 1, 2, 2, 2])
+
+
+def test_signs_made_and_read_on_paper():
+    four, nodes = Cluster(4, 1, LINK, FAST), Cluster(8, 4, LINK, FAST)
+    # own 100, made and read; a quarter each of four ranks' read; 25 averages, made and read; all answers read
+    assert four.coded(Bucket(100, ((10, 10),)), "ring") == 2 * 100 + 4 * 25 + 2 * 25 + 100
+    # a share of 25: made and read; half of it of two nodes read; 12.5 averages, made and read; all answers read
+    assert nodes.coded(Bucket(100, ((10, 10),)), "hierarchical") == 2 * 25 + 2 * 12.5 + 2 * 12.5 + 100
 
 
 def test_a_fit_of_too_few():
