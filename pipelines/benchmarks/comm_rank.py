@@ -101,11 +101,16 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 def once(kind: Kind, buckets: list[Copied]) -> tuple[float, float, float]:
     """Exchange alone, and take a step: seconds of both, and in the middle the processor's of the first."""
-    for bucket in buckets:
-        bucket.refill()
-    alone, processor = timed(partial(exchange, kind, buckets))
+    alone, processor = exchanged(kind, buckets)
     step, _ = timed(kind.step)
     return alone, processor, step
+
+
+def exchanged(kind: Kind, buckets: list[Copied]) -> tuple[float, float]:
+    """Seconds of an exchange alone, and the processor's."""
+    for bucket in buckets:
+        bucket.refill()
+    return timed(partial(exchange, kind, buckets))
 
 
 def batch_of(size: dict[str, Any]) -> Batch:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.benchmarks.comm import Size
 from pipelines.benchmarks.namespaces import network, why_not
 from pipelines.benchmarks.ranks import together
-from pipelines.benchmarks.scale_exchange import KINDS, Bucket, Costs, Profile
-from pipelines.benchmarks.scale_model import Spread, spread_of
+from pipelines.benchmarks.scale_exchange import KINDS, Bucket, Cluster, Costs, Profile
+from pipelines.benchmarks.scale_model import Link, Spread, spread_of
 from pipelines.errors import UserError
 from pipelines.progress import Progress, Say
 
@@ -33,7 +33,6 @@ class _Kept(BaseModel):
 
 
 Told = tuple[int, list[tuple[int, int]]]  # a bucket's numbers, and `[O, L]` of binary weights
-_CODED_ALONE = 6  # `Cluster.coded` of a number where there is one worker
 Times = list[float]  # seconds at which each bucket of a step is ready, and its end
 
 
@@ -54,7 +53,9 @@ class Steps(_Kept):
         numbers, signs = sum(each.numbers for each in buckets), sum(each.signs for each in buckets)
         sent = median(self.work["fp32"])  # DDP divides, gloo copies
         cast = max(0.0, median(self.work["bf16"]) - sent) / numbers
-        code = max(0.0, median(self.work["sign"]) - cast * (numbers - signs)) / (_CODED_ALONE * signs)
+        alone = Cluster(1, 1, Link(0.0, 0.0), Link(0.0, 0.0))
+        coded = sum(alone.coded(each, "ring") for each in buckets)
+        code = max(0.0, median(self.work["sign"]) - cast * (numbers - signs)) / coded
         return replace(costs, cast=cast, code=code)
 
     def spread(self) -> Spread:

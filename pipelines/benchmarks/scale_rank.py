@@ -17,6 +17,7 @@ from pipelines.benchmarks.comm_rank import (
     batch_of,
     config_of,
     count_bytes,
+    exchanged,
     kind_of,
     network_of,
     once,
@@ -60,7 +61,7 @@ def profile(job: dict[str, Any]) -> dict[str, Any]:
     kinds = {name: kind_of(config_of(size, name), network, batch_of(size)) for name in job["kinds"]}
     for kind in kinds.values():
         count_bytes(kind, buckets)
-    work = {name: [once(kind, buckets)[1] for _ in range(_MESSAGES + 1)][1:] for name, kind in kinds.items()}
+    work = {name: [exchanged(kind, buckets)[1] for _ in range(_MESSAGES + 1)][1:] for name, kind in kinds.items()}
     return {"buckets": _told(size), "steps": steps, "work": work}
 
 
