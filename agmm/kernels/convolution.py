@@ -45,7 +45,8 @@ def count(conv: nn.Module, spikes_NIHW: Tensor) -> Counted:
         return found
     values = found.floats()
     seen = shown(conv, spikes_NIHW, values)
-    return Counted(seen) if scale.requires_grad or seen is not values else replace(found, n=seen, in_units=True)
+    as_counted = found.sums is not None and seen is values and not scale.requires_grad
+    return replace(found, n=seen, in_units=True) if as_counted else Counted(seen)
 
 
 def _latent(conv: BinaryConv2d) -> tuple[Tensor, Tensor]:
