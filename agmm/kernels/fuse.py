@@ -1,7 +1,8 @@
-"""How a whole network uses the fused operation: its stages are run along the joints between their blocks.
+"""How a whole network uses the fused operation, which begins behind a convolution and ends with spikes.
 
-A block is `neuron -> convolution -> norm -> gate`, added to the stream; the fused operation begins behind a convolution
-and ends with the spikes of the next block. Parameters and modules stay where they are, and so does `state_dict`.
+A block of a `SpikingResNet` is `neuron -> convolution -> norm -> gate`, added to the stream, so its stages are run
+along the joints between their blocks; one of a `VGGSNN` ends with its neuron. Parameters and modules stay where they
+are, and so does `state_dict`.
 
 Axes: T time steps, B batch, C channels, H, W.
 """
@@ -23,19 +24,22 @@ from agmm.kernels.convolution import count
 from agmm.kernels.counted import Counted
 from agmm.kernels.replay import ReplayedSequential, ReplayedStem, replayed
 from agmm.kernels.trail import Replaying
-from agmm.models.blocks import SpikingBlock, over_time
+from agmm.models.blocks import FeedForwardBlock, SpikingBlock, over_time
 from agmm.models.resnet import SpikingResNet
+from agmm.models.vggsnn import VGGSNN
 from agmm.neuron import IF, LIF, PLIF
 from agmm.precision import at_least_float32
 
 # Neurons whose output is 0 or 1, which a convolution of bits needs.
 _SPIKING = (LIF, IF, PLIF)
+_LAYERS_AT_ONCE = 3  # of a VGGSNN, replayed in `least`
 
 
 class FusedStages(nn.Sequential):
     """The stages of a `SpikingResNet`, joined by `block_end`; one after the other where they or blocks are watched.
 
-    `memory` is one of `agmm.kernels.replay.MODES`, and `stem` the layers before, where these are replayed.
+    `memory` is one of `agmm.kernels.replay.MODES`, and `stem` the layers before, where these are replayed; in a list,
+    for it is no module of the stages.
     """
 
     memory = "fast"
@@ -65,6 +69,40 @@ class FusedStages(nn.Sequential):
             x_TBCHW, fired = replayed(_run, part, x_TBCHW, fired, modules=modules)
             begin += size
         return x_TBCHW
+
+
+class FusedLayers(nn.Sequential):
+    """The layers of a `VGGSNN`, its blocks by `block_end`; `memory` and `stem` as of `FusedStages`."""
+
+    memory = "fast"
+    stem: list[ReplayedStem]
+
+    def forward(self, x_TBCHW: Tensor) -> Tensor:
+        layers = list(self)
+        if any(map(watched, layers)):
+            return super().forward(x_TBCHW)
+        # before the first comes a neuron too
+        behind = [True, *(isinstance(layer, FeedForwardBlock) for layer in layers)]
+        links = [*zip(layers, behind, strict=False)]
+        if self.memory == "fast":
+            return _run_layers(links, x_TBCHW)
+        size = 1 if self.memory == "balanced" else _LAYERS_AT_ONCE
+        for begin in range(0, len(links), size):
+            part = links[begin : begin + size]
+            modules = [each for layer, _ in part for each in layer.modules()]
+            x_TBCHW = replayed(_run_layers, part, x_TBCHW, modules=modules)
+        return x_TBCHW
+
+
+def _run_layers(links: list[tuple[nn.Module, bool]], x_TBCHW: Tensor) -> Tensor:
+    """Layers, each with whether it stands behind a neuron."""
+    for layer, behind_neuron in links:
+        if isinstance(layer, FeedForwardBlock):
+            n = _convolved(layer, x_TBCHW) if behind_neuron else _of_floats(layer, x_TBCHW)
+            _, x_TBCHW = block_end(n, None, layer.norm, layer.gate, layer.neuron)
+        else:
+            x_TBCHW = layer(x_TBCHW)
+    return x_TBCHW
 
 
 # A block, and the neuron of the next; None behind the last.
@@ -98,11 +136,25 @@ def _over_steps(again: Callable[[], Tensor], shape: torch.Size) -> Tensor:
     return x.expand(shape) if len(x) == shape[1] else x.unflatten(0, shape[:2])
 
 
-def _convolved(block: SpikingBlock, fired_TBCHW: Tensor) -> Counted:
-    """The convolution's output, in units of the scale of its weights where that is a constant: one pass less."""
+def _convolved(block: SpikingBlock | FeedForwardBlock, fired_TBCHW: Tensor) -> Counted:
+    """The convolution's output, in units of the scale of its weights where that is a constant: one pass less.
+
+    All neurons of a network are of one kind, so the block's own tells what `fired_TBCHW` is.
+    """
     if type(block.neuron) not in _SPIKING:
-        return Counted(at_least_float32(over_time(block.conv, fired_TBCHW)))
+        return _of_floats(block, fired_TBCHW)
     return count(block.conv, fired_TBCHW.flatten(0, 1)).over_time(len(fired_TBCHW))
+
+
+def _of_floats(block: SpikingBlock | FeedForwardBlock, x_TBCHW: Tensor) -> Counted:
+    return Counted(at_least_float32(over_time(block.conv, x_TBCHW)))
+
+
+def _behind_stem(network: nn.Module) -> tuple[str, type[FusedStages] | type[FusedLayers]] | None:
+    """The name of what a network runs behind its stem, and what runs it fused."""
+    if isinstance(network, SpikingResNet):
+        return "stages", FusedStages
+    return ("layers", FusedLayers) if isinstance(network, VGGSNN) else None
 
 
 def fuse(network: nn.Module, memory: str = "fast") -> bool:
@@ -111,18 +163,19 @@ def fuse(network: nn.Module, memory: str = "fast") -> bool:
     Args:
         memory: what a training step keeps for its backward pass, one of `agmm.kernels.replay.MODES`; of any network,
             and not a bit of what it computes differs. `fast` keeps all that it needs. `balanced` computes streams
-            again, and `least` convolutions too. What the compiled passes do not run is replayed by blocks in
-            `balanced`, and by stages in `least`.
+            again, and `least` convolutions too. What the compiled passes do not run, and a `VGGSNN`, is replayed by
+            blocks in `balanced`, and by stages in `least`.
 
     """
-    if not isinstance(network, SpikingResNet):
-        keep_less(network, memory)
+    if (found := _behind_stem(network)) is None:
         return False
-    network.stages = FusedStages(*network.stages)
-    network.stages.memory = memory
+    name, kind = found
+    parts = kind(*getattr(network, name))
+    parts.memory = memory
     if memory != "fast":
-        network.stem = ReplayedStem(*network.stem)
-        network.stages.stem = [network.stem]  # in a list: no module of the stages
+        network.stem = ReplayedStem(*cast(nn.Sequential, network.stem))
+        parts.stem = [network.stem]
+    setattr(network, name, parts)
     return True
 
 
@@ -136,17 +189,17 @@ def keep_less(network: nn.Module, memory: str) -> None:
         return
     name = "stages" if isinstance(network, SpikingResNet) else "layers"
     parts = ReplayedSequential(*cast(nn.Sequential, getattr(network, name)))
-    parts.at_once = 3 if name == "layers" and memory == "least" else 1
+    parts.at_once = _LAYERS_AT_ONCE if name == "layers" and memory == "least" else 1
     setattr(network, name, parts)
 
 
 def unfuse(network: nn.Module) -> None:
     """Have a network run its blocks one by one again."""
-    if is_fused(network):
-        network.stages = nn.Sequential(*cast(FusedStages, network.stages))
-        network.stem = nn.Sequential(*cast(nn.Sequential, network.stem))
+    if (found := _behind_stem(network)) is not None and is_fused(network):
+        for name in ("stem", found[0]):
+            setattr(network, name, nn.Sequential(*getattr(network, name)))
 
 
 def is_fused(network: nn.Module) -> bool:
     """Whether `fuse` took effect."""
-    return isinstance(getattr(network, "stages", None), FusedStages)
+    return (found := _behind_stem(network)) is not None and isinstance(getattr(network, found[0]), found[1])

@@ -12,6 +12,7 @@ from agmm.kernels import check, compiled, convolution, fuse, is_fused, native, u
 from agmm.loop import train_step
 from agmm.metrics.firing import FiringMeter
 from agmm.metrics.gradients import GradientMeter
+from agmm.models.blocks import FeedForwardBlock, SpikingBlock
 from tests.agmm.kernels import plain_passes
 
 needs_passes = pytest.mark.skipif(not native.available(), reason=f"no compiled passes: {native.why_not()}")
@@ -23,8 +24,21 @@ def make_network(**options):
     return models.create_model("agmm_resnet18", **options)
 
 
+def make_vggsnn(**options):
+    torch.manual_seed(0)
+    return models.create_model("agmm_vggsnn", **({"width": 8, "num_classes": 3, "num_steps": 4} | options))
+
+
+def frames():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 4, (4, 6, 2, 16, 16), generator=generator).float()
+
+
 def images(count=8, side=12, seed=0):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+EITHER = pytest.mark.parametrize(("make", "given", "blocks"), [(make_network, images, 4), (make_vggsnn, frames, 7)])
 
 
 def gradients(network):
@@ -39,8 +53,9 @@ def fused_calls(monkeypatch):
     return seen
 
 
-def test_names_and_parameters_stay():
-    network = make_network()
+@pytest.mark.parametrize("make", [make_network, make_vggsnn])
+def test_names_and_parameters_stay(make):
+    network = make()
     twin = copy.deepcopy(network)
     assert fuse(network)
     assert is_fused(network)
@@ -49,7 +64,8 @@ def test_names_and_parameters_stay():
     twin.load_state_dict(network.state_dict())
     unfuse(network)
     assert not is_fused(network)
-    assert not fuse(models.create_model("agmm_vggsnn", num_classes=3))
+    assert list(network.state_dict()) == list(twin.state_dict())
+    assert not fuse(nn.Linear(2, 2))
 
 
 @needs_passes
@@ -64,6 +80,22 @@ def test_gradients_are_those_of_the_blocks(options, memory_format, fused_calls):
         batch = images().to(each.head.weight.dtype)
         each(batch.contiguous(memory_format=memory_format)).square().mean().backward()
     assert len(fused_calls) == 4
+    assert check.deviation(gradients(network), gradients(truth)) < 1e-5
+    for ours, theirs in zip(network.buffers(), truth.buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6)
+
+
+@needs_passes
+@pytest.mark.parametrize(
+    "options", [{}, {"gate_scope": "channel", "reset": "soft"}, {"method": "xnor_learned"}, {"neuron": "plif"}]
+)
+def test_gradients_of_a_feed_forward_network_are_those_of_its_blocks(options, fused_calls):
+    network = make_vggsnn(**options).to(memory_format=torch.channels_last)
+    truth = copy.deepcopy(network).double()
+    fuse(network)
+    for each in (network, truth):
+        each(frames().to(each.head.weight.dtype)).square().mean().backward()
+    assert len(fused_calls) == (0 if "neuron" in options else 7)
     assert check.deviation(gradients(network), gradients(truth)) < 1e-5
     for ours, theirs in zip(network.buffers(), truth.buffers(), strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6)
@@ -118,22 +150,23 @@ def test_a_gradient_in_bfloat16_is_that_of_the_blocks_but_for_roundings():
     assert 0 < difference.norm() < 0.01 * gradients(twin).norm()
 
 
-def test_meters_see_what_the_kernels_compute_and_change_no_bit_of_it(fused_calls):
-    network, unseen, twin = make_network(), make_network(), make_network()
+@EITHER
+def test_meters_see_what_the_kernels_compute_and_change_no_bit_of_it(make, given, blocks, fused_calls):
+    network, unseen, twin = make(), make(), make()
     fuse(network)
     fuse(unseen)
     rates, moments = [], []
     for each in (network, twin):
         firing, gradient = FiringMeter(each, 4), GradientMeter(each, 4)
         with firing.measuring(), gradient.measuring():
-            each(images()).square().mean().backward()
+            each(given()).square().mean().backward()
         rates.append(firing.counts_LT2)
         moments.append(gradient.moments_LT3)
-    unseen(images()).square().mean().backward()
+    unseen(given()).square().mean().backward()
     assert torch.equal(rates[0], rates[1])
     torch.testing.assert_close(moments[0], moments[1], rtol=1e-4, atol=1e-9)
     assert torch.equal(gradients(network), gradients(unseen))
-    assert len(fused_calls) == (8 if native.available() else 0)
+    assert len(fused_calls) == (2 * blocks if native.available() else 0)
 
 
 @needs_passes
@@ -149,22 +182,26 @@ def test_who_watches_a_convolution_of_floats_changes_no_bit(monkeypatch):
     assert len(seen) == 4
 
 
-def test_a_watched_block_is_called_as_a_block():
-    network, seen = make_network(), []
+@EITHER
+def test_a_watched_block_is_called_as_a_block(make, given, blocks):
+    network, seen = make(), []
     fuse(network)
-    network.stages[0][1].register_forward_hook(lambda *_: seen.append(1))
-    network(images())
+    found = [each for each in network.modules() if isinstance(each, SpikingBlock | FeedForwardBlock)]
+    assert len(found) == blocks
+    found[1].register_forward_hook(lambda *_: seen.append(1))
+    network(given())
     assert seen == [1]
 
 
 @needs_passes
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, as it traces
-def test_a_fused_network_compiles_whole():
-    network = make_network()
+@EITHER
+def test_a_fused_network_compiles_whole(make, given, blocks):
+    network = make()
     twin = copy.deepcopy(network)
     fuse(network)
     whole = torch.compile(network, fullgraph=True, backend="aot_eager")
     for each, function in ((network, whole), (twin, twin)):
         assert isinstance(each, nn.Module)
-        function(images()).square().mean().backward()
+        function(given()).square().mean().backward()
     assert check.deviation(gradients(network), gradients(twin)) < 1e-4

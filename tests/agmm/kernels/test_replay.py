@@ -66,12 +66,19 @@ def test_not_a_bit_of_a_training_differs(options, precision):
         assert_equal(trained(memory, precision=precision, **options), whole)
 
 
-@pytest.mark.parametrize(("arch", "shape"), [("agmm_resnet18", (6, 3, 12, 12)), ("agmm_vggsnn", (4, 6, 2, 16, 16))])
-def test_nor_in_plain_torch(arch, shape):
+@pytest.mark.parametrize(
+    ("fused", "arch", "shape"),
+    [
+        (False, "agmm_resnet18", (6, 3, 12, 12)),
+        (False, "agmm_vggsnn", (4, 6, 2, 16, 16)),
+        (True, "agmm_vggsnn", (4, 6, 2, 16, 16)),
+    ],
+)
+def test_nor_in_plain_torch_or_without_a_stream(fused, arch, shape):
     options = {"width": 4, "num_steps": 4} if arch == "agmm_vggsnn" else {}
-    whole = trained("fast", fused=False, arch=arch, shape=shape, **options)
+    whole = trained("fast", fused=fused, arch=arch, shape=shape, **options)
     for memory in LESS:
-        assert_equal(trained(memory, fused=False, arch=arch, shape=shape, **options), whole)
+        assert_equal(trained(memory, fused=fused, arch=arch, shape=shape, **options), whole)
 
 
 @needs_passes
