@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Outside:
     log: Callable[[dict[str, float], int], None]
     progress: Callable[[dict[str, Any]], None]
     on_epoch: Callable[[dict[str, float]], None]  # called on every rank, the others on rank 0 only
+    _: KW_ONLY
     commits_epochs: bool = False  # whether each epoch is told of only when it is committed, not the last one alone
     session: str = ""  # names the driver that the workers belong to
     tag: Callable[[str, str], None] = lambda _key, _value: None  # tells the run something by name, from any thread

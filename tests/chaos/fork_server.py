@@ -41,7 +41,9 @@ def run_rank(recipe, log, rank=0, world=1, meeting="", faults=""):
     def show(item):
         print(item["say"] if "say" in item else f"step {item['step']}", flush=True)
 
-    outside = Outside(open_store(config.checkpoint.uri), lambda row, step: None, show, lambda metrics: None, log)
+    outside = Outside(
+        open_store(config.checkpoint.uri), lambda row, step: None, show, lambda metrics: None, session=log
+    )
     metrics = run(config, World(rank, world, torch.device("cpu")), outside, Path(config.data.uri), "test")
     print("ended", json.dumps(metrics), flush=True)
 

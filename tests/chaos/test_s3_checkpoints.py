@@ -50,7 +50,14 @@ class _Run:
 
     def __call__(self):
         tag = lambda key, value: self.tags.append((key, value))  # noqa: E731
-        outside = Outside(self.store, lambda row, step: None, self._show, lambda metrics: None, self._session, tag)
+        outside = Outside(
+            self.store,
+            log=lambda row, step: None,
+            progress=self._show,
+            on_epoch=lambda metrics: None,
+            session=self._session,
+            tag=tag,
+        )
         alone = World(rank=0, size=1, device=torch.device("cpu"))
         return run(self.config, alone, outside, Path(self.config.data.uri), "test")
 
