@@ -1,8 +1,8 @@
 """A binary convolution of spikes while training: bits forward, floats backward.
 
 Forward it is the packed networks' kernel, which is exact, and gives integers; what autograd keeps of the spikes are
-their bits, a 32nd of them. Backward the spikes are unpacked, and torch's own convolution gives both gradients, in
-bfloat16 under autocast.
+their bits, a 32nd of them. Backward torch's own convolution gives the gradient of spikes, in bfloat16 under autocast,
+and that of weights where it is not faster to sum over spikes.
 
 Axes: N images (T * B), I input and O output channels, H, W; words are of 64 channels.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agmm.binary import BinaryConv2d, channel_scale, hard_sign, latent_ste
+from agmm.kernels import events
 from agmm.kernels.check import TOLERANCE, deviation, verdict
 from agmm.kernels.compiled import shown, watched
 from agmm.kernels.counted import Counted, edge
@@ -112,6 +113,7 @@ def convolve(x: Tensor, weights: Tensor, stride: int = 1) -> Counted:
     for other values than 0 and 1.
     """
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    events.agrees()  # compares once, which the backward pass is no place for
     n, sums, bits = _convolve(x, weights, stride, half)
     return Counted(n, sums, source=(bits, weights.detach(), stride))
 
@@ -164,14 +166,18 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of spikes and of the weights' signs; empty where they are not asked for."""
     # of maps one pixel wide oneDNN's gradient of weights in bfloat16 holds memory that nobody wrote (torch 2.13)
-    kind = _kind(half and not (stride == 2 and bits.shape[2] == 1 + 2))
-    x, signs = _unpacked(bits, weights.shape[1], kind), hard_sign(weights)
-    grad, signs = (each.to(kind, memory_format=torch.channels_last) for each in (grad, signs))
-    strides, mask = [stride, stride], [of_spikes, of_signs, False]
-    dx, dsigns, _ = torch.ops.aten.convolution_backward(
+    kind, channels = _kind(half and not (stride == 2 and bits.shape[2] == 1 + 2)), weights.shape[1]
+    grad, signs = (each.to(kind, memory_format=torch.channels_last) for each in (grad, hard_sign(weights)))
+    summed = of_signs and stride == 1 and events.agrees() and events.pays(bits, channels, kind)
+    dsigns = events.weight_gradient(bits, grad, channels) if summed else None
+    mask = [of_spikes, of_signs and not summed, False]
+    # for the gradient of spikes alone, the spikes' shape will do
+    x = _unpacked(bits, channels, kind) if mask[1] else _blank(bits, channels, kind)
+    strides = [stride, stride]
+    dx, by_torch, _ = torch.ops.aten.convolution_backward(
         grad, x, signs, None, strides, _ONES, _ONES, False, [0, 0], 1, mask
     )
-    return _or_empty(dx, grad), _or_empty(dsigns, grad)
+    return _or_empty(dx, grad), _or_empty(dsigns if summed else by_torch, grad)
 
 
 @_gradients.register_fake
@@ -185,12 +191,17 @@ def _(grad: Tensor, bits: Tensor, weights: Tensor, *asked: Any) -> tuple[Tensor,
     return x if of_spikes else empty.clone(), dsigns
 
 
-def _unpacked(bits: Tensor, channels: int, kind: torch.dtype) -> Tensor:
+def _blank(bits: Tensor, channels: int, kind: torch.dtype) -> Tensor:
+    """Room for the spikes, channels last."""
     images, rows, columns, _ = bits.shape
-    x_NHWI = torch.empty(images, rows - 2, columns - 2, channels, dtype=kind)
-    known = x_NHWI.view(torch.int16) if kind == torch.bfloat16 else x_NHWI
-    native.unpack_spikes(bits.numpy(), known.numpy(), threads=torch.get_num_threads())
-    return x_NHWI.permute(0, 3, 1, 2)
+    return torch.empty(images, rows - 2, columns - 2, channels, dtype=kind).permute(0, 3, 1, 2)
+
+
+def _unpacked(bits: Tensor, channels: int, kind: torch.dtype) -> Tensor:
+    x = _blank(bits, channels, kind)
+    known_NHWI = (x.view(torch.int16) if kind == torch.bfloat16 else x).permute(0, 2, 3, 1)
+    native.unpack_spikes(bits.numpy(), known_NHWI.numpy(), threads=torch.get_num_threads())
+    return x
 
 
 def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from agmm.library import CompiledLibrary
 
 LIBRARY_VARIABLE = "AGMM_FUSED_LIBRARY"
 # As in native/api.h and native/kernels.h.
-ABI, MOST_STEPS = 3, 32
+ABI, MOST_STEPS = 4, 32
 _MOST_THREADS = 256
 _LONG_LINE = 4096  # values side by side: the tail of a line that is not a whole vector then costs nothing
 
@@ -70,6 +70,14 @@ class _Affine(ctypes.Structure):
         ("g", c_void_p),
         ("counts", _Counts),
         *((name, c_void_p) for name in ("centre", "times", "by_g", "by_n", "rest", "dn", "half")),
+    ]
+
+
+class _Events(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("images", "height", "width", "ins", "outs")),
+        ("threads", c_int32),
+        *((name, c_void_p) for name in ("bits", "grad", "half", "dweights")),
     ]
 
 
@@ -131,8 +139,7 @@ class Layout:
 
     def struct(self) -> _Shape:
         """AgmmShape, with as many threads as torch has."""
-        threads = min(torch.get_num_threads(), _MOST_THREADS)
-        return _Shape(self.steps, self.batch, self.channels, self.pixels, self.channels_last, threads)
+        return _Shape(self.steps, self.batch, self.channels, self.pixels, self.channels_last, _threads())
 
     def coefficients(self, *leading: int) -> Tensor:
         """Room for float64 sums `[*leading, T, B, C]`."""
@@ -233,6 +240,26 @@ def affine(
     _call("affine", layout, ctypes.byref(job))
 
 
+def weight_gradient(bits: Tensor, grad: Tensor, dweights: Tensor) -> None:
+    """The gradient of 3x3 weights of a convolution of padding 1 and stride 1 into `dweights`.
+
+    Args:
+        bits: spikes with a border, int64 `[N, H + 2, W + 2, words of 64 channels]`.
+        grad: of the output, `[N, O, H, W]`, channels last, float32 or bfloat16.
+        dweights: `[O, I, 3, 3]`, channels last, float32.
+
+    """
+    images, _, height, width = grad.shape
+    kind = "half" if grad.dtype == torch.bfloat16 else "grad"
+    sizes = (images, height, width, dweights.shape[1], dweights.shape[0], _threads())
+    job = _Events(*sizes, bits=_at(bits), **{kind: _at(grad)}, dweights=_at(dweights))
+    _kernels.loaded().agmm_fused_weight_gradient(_kernels.path().encode(), ctypes.byref(job))
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), _MOST_THREADS)
+
+
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -251,6 +278,7 @@ def _bind(library: ctypes.CDLL) -> ctypes.CDLL:
         "forward": (None, [c_char_p, shape, neuron, POINTER(_Forward)]),
         "backward": (None, [c_char_p, shape, neuron, POINTER(_Backward)]),
         "affine": (None, [c_char_p, shape, POINTER(_Affine)]),
+        "weight_gradient": (None, [c_char_p, POINTER(_Events)]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, f"agmm_fused_{name}")

@@ -6,7 +6,7 @@
 #include <mutex>
 
 #include "../../packed/native/team.h"
-#include "kernels.h"
+#include "events.h"
 
 namespace agmm::fused {
 namespace {
@@ -15,6 +15,7 @@ constexpr size_t kPartValues = 1 << 15;      // of all steps, about: less is not
 constexpr size_t kStreamedValues = 1 << 21;  // of a tensor: 8 MB, about what the caches of two passes would keep
 constexpr size_t kLine = 64;                 // bytes
 constexpr size_t kNarrow = 64;               // channels
+constexpr size_t kShare = 32;                // output channels of a thread, at least: a tile of every path
 
 Shape shape_of(const AgmmShape& shape) {
     return {(size_t)shape.steps,  (size_t)shape.batch,      (size_t)shape.channels,
@@ -41,21 +42,23 @@ std::unique_ptr<Team>& team() {
     return *kept;
 }
 
-// All parts, shared by the threads. Two callers at once do not share them: the second works alone. Parts share no
-// sums, so the number of threads does not change results.
-void each_part(const Shape& shape, int threads, const std::function<void(Part)>& work) {
-    const size_t wide = channels_of_part(shape, threads), columns = (shape.channels + wide - 1) / wide;
-    const auto take = [&](int index, int) {
-        const size_t begin = index % columns * wide;
-        work({index / columns, begin, std::min(begin + wide, shape.channels)});
-    };
-    const int count = (int)(shape.batch * columns);
+// All tasks, shared by the threads. Two callers at once do not share them: the second works alone.
+void each_task(size_t count, int threads, const std::function<void(size_t)>& work) {
     std::unique_lock<std::mutex> lock(turn, std::defer_lock);
     if (threads > 1 && count > 1 && lock.try_lock()) {
         if (!team() || team()->size() != threads) team() = std::make_unique<Team>(threads);
-        return team()->each(count, take);
+        return team()->each((int)count, [&](int index, int) { work(index); });
     }
-    for (int index = 0; index < count; ++index) take(index, 0);
+    for (size_t index = 0; index < count; ++index) work(index);
+}
+
+// Parts share no sums, so the number of threads does not change results.
+void each_part(const Shape& shape, int threads, const std::function<void(Part)>& work) {
+    const size_t wide = channels_of_part(shape, threads), columns = (shape.channels + wide - 1) / wide;
+    each_task(shape.batch * columns, threads, [&](size_t index) {
+        const size_t begin = index % columns * wide;
+        work({index / columns, begin, std::min(begin + wide, shape.channels)});
+    });
 }
 
 }  // namespace
@@ -65,7 +68,7 @@ using namespace agmm::fused;
 
 extern "C" {
 
-int32_t agmm_fused_abi() { return 3; }
+int32_t agmm_fused_abi() { return 4; }
 
 const char* agmm_fused_paths() { return kernel_names(); }
 
@@ -96,5 +99,17 @@ void agmm_fused_affine(const char* path, const AgmmShape* sizes, const AgmmAffin
     shape.stream = job->dn && streams(shape, {job->dn});
     const Kernels& kernels = *find_kernels(path);
     each_part(shape, sizes->threads, [&](Part part) { kernels.affine(shape, *job, part); });
+}
+
+void agmm_fused_weight_gradient(const char* path, const AgmmEvents* job) {
+    const size_t words = (job->ins + kWordBits - 1) / kWordBits, outs = job->outs;
+    // a word's spikes are looked for once a share of the output channels
+    const size_t shares = std::min((job->threads + words - 1) / words, (outs + kShare - 1) / kShare);
+    const size_t share = ((outs + shares - 1) / shares + kShare - 1) / kShare * kShare;
+    const Kernels& kernels = *find_kernels(path);
+    each_task(words * shares, job->threads, [&](size_t index) {
+        const size_t begin = index / words * share;
+        if (begin < outs) weight_gradient(kernels, *job, index % words, begin, std::min(begin + share, outs));
+    });
 }
 }

@@ -68,6 +68,18 @@ struct AgmmAffine {
     uint16_t* half;
 };
 
+// The gradient of a 3x3 convolution's weights, of padding 1 and stride 1: of spikes as bits, with a border of zeros,
+// [N, H + 2, W + 2, words of 64 channels], and of the output's gradients [N, H, W, O], as floats or as bfloat16, the
+// gradient of weights [O, 3, 3, I].
+struct AgmmEvents {
+    int64_t images, height, width, ins, outs;
+    int32_t threads;
+    const uint64_t* bits;
+    const float* grad;
+    const uint16_t* half;
+    float* dweights;
+};
+
 // Changes with anything in this file; `ABI` in native.py is the same.
 int32_t agmm_fused_abi();
 // Names of the paths that this machine runs, best first, separated by spaces.
@@ -77,4 +89,5 @@ void agmm_fused_moments(const char* path, const AgmmShape* shape, const AgmmCoun
 void agmm_fused_forward(const char* path, const AgmmShape* shape, const AgmmNeuron* neuron, const AgmmForward* job);
 void agmm_fused_backward(const char* path, const AgmmShape* shape, const AgmmNeuron* neuron, const AgmmBackward* job);
 void agmm_fused_affine(const char* path, const AgmmShape* shape, const AgmmAffine* job);
+void agmm_fused_weight_gradient(const char* path, const AgmmEvents* job);
 }

@@ -1,4 +1,4 @@
-// What every path offers: four passes over part of a tensor.
+// What every path offers: four passes over part of a tensor, and sums over spikes.
 #pragma once
 
 #include <cstddef>
@@ -23,12 +23,16 @@ struct Part {
     size_t sample, begin, end;
 };
 
+constexpr size_t kWordBits = 64, kTaps = 9;
+
 struct Kernels {
     const char* name;
     void (*moments)(const Shape&, const AgmmCounts&, double* sums, Part);
     void (*forward)(const Shape&, const AgmmNeuron&, const AgmmForward&, Part);
     void (*backward)(const Shape&, const AgmmNeuron&, const AgmmBackward&, Part);
     void (*affine)(const Shape&, const AgmmAffine&, Part);
+    void (*add_taps)(const float* grads, size_t columns, const uint32_t* places, size_t count, const float* all, float* sums);
+    size_t tile;  // output channels at a time
 };
 
 // The path of that name; null where it is unknown or unsupported.

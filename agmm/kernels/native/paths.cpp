@@ -18,6 +18,7 @@ namespace agmm::fused::avx512 {
 #include "avx512.h"
 #include "lines.h"
 #include "passes.h"
+#include "taps.h"
 }  // namespace agmm::fused::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -35,6 +36,7 @@ namespace agmm::fused::avx2 {
 #include "avx2.h"
 #include "lines.h"
 #include "passes.h"
+#include "taps.h"
 }  // namespace agmm::fused::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -48,12 +50,13 @@ namespace agmm::fused::portable {
 #include "portable.h"
 #include "lines.h"
 #include "passes.h"
+#include "taps.h"
 }  // namespace agmm::fused::portable
 
 namespace agmm::fused {
 namespace {
 
-#define AGMM_PATH(path) {#path, path::moments, path::forward, path::backward, path::affine}
+#define AGMM_PATH(path) {#path, path::moments, path::forward, path::backward, path::affine, path::add_taps, path::kTile}
 
 const Kernels kPaths[] = {
 #if defined(__x86_64__)

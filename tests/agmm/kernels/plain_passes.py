@@ -1,23 +1,28 @@
-"""The four compiled passes in plain torch, rounded where they round: what `agmm.kernels.native` has, name by name.
+"""What is compiled, in plain torch and NumPy, rounded and summed up in its order: `agmm.kernels.native`, name by name.
 
-Axes: T time steps, B batch, C channels, H, W, P pixels.
+Axes: T time steps, B batch, C channels, H, W, P pixels; N images, I input and O output channels.
 """
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from agmm.kernels import native
+from agmm.binary import hard_sign
+from agmm.kernels import convolution, native
 from agmm.kernels.native import Counts, Layout, Neuron, Stream
 
 _RUN = 32  # pixels summed in float32 before they are added up in float64; kRun in native/lines.h
+_BAND = 512  # places of padded rows that are summed before they are added up; kBandPlaces in native/events.cpp
 
 
 def install(monkeypatch):
     """Have them run in place of the compiled ones."""
-    for function in (moments, forward, backward, affine):
+    for function in (moments, forward, backward, affine, weight_gradient):
         monkeypatch.setattr(native, function.__name__, function)
+    monkeypatch.setattr(convolution, "convolve_bits", convolve_bits)
 
 
 def moments(layout: Layout, n: Counts) -> Tensor:
@@ -69,6 +74,45 @@ def affine(
     by_g, by_n, rest = factors
     found = _of_sample(by_g) * g + _of_channel(by_n) * (_values(n) - _of_channel(centre)) + _of_sample(rest)
     dn.copy_(found if times is None else found * _of_channel(times))
+
+
+def convolve_bits(bits: Tensor, weights: Tensor, stride: int) -> Tensor:
+    x = spikes_of(bits, weights.shape[1])[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+    sums = F.conv2d(x, hard_sign(weights), stride=stride, padding=1)
+    return sums.to(torch.int16).contiguous(memory_format=torch.channels_last)
+
+
+def spikes_of(bits: Tensor, channels: int) -> Tensor:
+    """Float32 `[N, H + 2, W + 2, I]`."""
+    return (bits.unsqueeze(4) >> torch.arange(64) & 1).flatten(3)[..., :channels].float()
+
+
+def weight_gradient(bits: Tensor, grad: Tensor, dweights: Tensor) -> None:
+    outs, ins = dweights.shape[:2]
+    spikes_RWI = spikes_of(bits, ins).flatten(0, 1).numpy()  # R: padded rows of all images
+    grads_RWO = F.pad(grad.float(), (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 1).numpy()
+    inside_RW = F.pad(torch.ones(len(bits), *grad.shape[2:], dtype=torch.bool), (1, 1, 1, 1)).flatten(0, 1).numpy()
+    rows = max(1, _BAND // inside_RW.shape[1])
+    sums = np.zeros((outs, ins, 3, 3), np.float32)
+    for begin in range(0, len(inside_RW), rows):
+        row, column = np.nonzero(inside_RW[begin : begin + rows])
+        fired_PI = spikes_RWI[row + begin, column]
+        dense_I = 2 * fired_PI.sum(axis=0) > len(row)
+        places_PI = np.where(dense_I, 1 - fired_PI, fired_PI)
+        for y, x in np.ndindex(3, 3):
+            reached_PO = grads_RWO[row + begin + 1 - y, column + 1 - x]
+            found_OI = _in_turn(reached_PO[:, :, None] * places_PI[:, None])
+            whole_O1 = _in_turn(reached_PO)[:, None]
+            sums[:, :, y, x] += np.where(dense_I, whole_O1 - found_OI, found_OI)
+    dweights.copy_(torch.from_numpy(sums))
+
+
+def _in_turn(values: np.ndarray) -> np.ndarray:
+    """The sum over the first axis, one after the other."""
+    total = np.zeros(values.shape[1:], np.float32)
+    for value in values:
+        total += value
+    return total
 
 
 def _values(n: Counts) -> Tensor:

@@ -41,7 +41,7 @@ def environment(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tests", ["test_random.py", "test_block_end.py"])
+@pytest.mark.parametrize("tests", ["test_random.py", "test_block_end.py", "test_events.py"])
 def test_the_passes_touch_no_memory_but_theirs(environment, tests):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / tests)]
     chosen = "every_path" if tests == "test_random.py" else "not compiled_code and not operators"
