@@ -43,8 +43,10 @@ def pays(bits: Tensor, channels: int, kind: torch.dtype) -> bool:
     if (most := _MOST.get((native.path(), kind), 0.0)) == 0.0:
         return False
     images, rows, columns, _ = bits.shape
-    fired = int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64)) / (images * (rows - 2) * (columns - 2) * channels)
-    return min(fired, 1 - fired) <= most
+    # unsigned: of a signed word the bits of its magnitude would be counted
+    spikes = np.bitwise_count(bits.numpy().view(np.uint64)).sum(dtype=np.int64)
+    fired = spikes / (images * (rows - 2) * (columns - 2) * channels)
+    return bool(min(fired, 1 - fired) <= most)
 
 
 @torch.compiler.assume_constant_result

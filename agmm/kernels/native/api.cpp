@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "../../packed/native/team.h"
 #include "events.h"
@@ -16,6 +17,9 @@ constexpr size_t kStreamedValues = 1 << 21;  // of a tensor: 8 MB, about what th
 constexpr size_t kLine = 64;                 // bytes
 constexpr size_t kNarrow = 64;               // channels
 constexpr size_t kShare = 32;                // output channels of a thread, at least: a tile of every path
+constexpr size_t kTasks = 32;                // of a sum over spikes, about, that threads can share
+
+size_t up(size_t count, size_t of) { return (count + of - 1) / of; }
 
 Shape shape_of(const AgmmShape& shape) {
     return {(size_t)shape.steps,  (size_t)shape.batch,      (size_t)shape.channels,
@@ -102,14 +106,24 @@ void agmm_fused_affine(const char* path, const AgmmShape* sizes, const AgmmAffin
 }
 
 void agmm_fused_weight_gradient(const char* path, const AgmmEvents* job) {
-    const size_t words = (job->ins + kWordBits - 1) / kWordBits, outs = job->outs;
-    // a word's spikes are looked for once a share of the output channels
-    const size_t shares = std::min((job->threads + words - 1) / words, (outs + kShare - 1) / kShare);
-    const size_t share = ((outs + shares - 1) / shares + kShare - 1) / kShare * kShare;
+    const Extent extent(*job);
+    const size_t outs = job->outs, all = outs * kTaps * job->ins, most = up(outs, kShare);
+    // a function of the sizes alone: parts are summed apart, and then added up
+    const size_t parts = std::min(up(kTasks, extent.words * most), extent.bands);
+    // while a word's spikes are looked for once a share of the output channels
+    const size_t shares = std::min(up(job->threads, extent.words * parts), most), share = up(most, shares) * kShare;
+    std::vector<float> others((parts - 1) * all);
     const Kernels& kernels = *find_kernels(path);
-    each_task(words * shares, job->threads, [&](size_t index) {
-        const size_t begin = index / words * share;
-        if (begin < outs) weight_gradient(kernels, *job, index % words, begin, std::min(begin + share, outs));
+    each_task(extent.words * shares * parts, job->threads, [&](size_t index) {
+        const size_t word = index % extent.words, begin = index / extent.words % shares * share;
+        const size_t part = index / extent.words / shares;
+        if (begin >= outs) return;
+        const Range bands = {part * extent.bands / parts, (part + 1) * extent.bands / parts};
+        float* to = part ? others.data() + (part - 1) * all : job->dweights;
+        weight_gradient(kernels, *job, word, {begin, std::min(begin + share, outs)}, bands, to);
     });
+    for (size_t part = 1; part < parts; ++part) {
+        for (size_t i = 0; i < all; ++i) job->dweights[i] += others[(part - 1) * all + i];
+    }
 }
 }

@@ -3,7 +3,7 @@
 // off the sum of all.
 //
 // The padded rows of all images, one behind the other, are taken in bands whose gradients fit the caches. Sums are
-// float within a band, and over bands: neither path nor threads change their order.
+// float within a band, over bands and over parts of them: neither path nor threads change their order.
 #include "events.h"
 
 #include <algorithm>
@@ -16,15 +16,19 @@ namespace {
 
 constexpr size_t kBandPlaces = 512;
 
-struct Band {
-    size_t begin, end;
-};
+using Band = Range;  // of padded rows
 
 struct Job : AgmmEvents {
-    const size_t columns, rows, words;
+    const size_t columns, rows, words, band_rows;
 
     explicit Job(const AgmmEvents& given)
-        : AgmmEvents(given), columns(width + 2), rows(images * (height + 2)), words((ins + kWordBits - 1) / kWordBits) {}
+        : AgmmEvents(given),
+          columns(width + 2),
+          rows(images * (height + 2)),
+          words((ins + kWordBits - 1) / kWordBits),
+          band_rows(std::max<size_t>(1, kBandPlaces / columns)) {}
+
+    Band band(size_t index) const { return {index * band_rows, std::min((index + 1) * band_rows, rows)}; }
 
     bool is_border(size_t row) const {
         const size_t y = row % (height + 2);
@@ -112,18 +116,24 @@ void take_tile(const Job& job, Band band, size_t begin, size_t tile, float* to) 
 
 }  // namespace
 
-void weight_gradient(const Kernels& kernels, const AgmmEvents& given, size_t word, size_t begin, size_t end) {
+Extent::Extent(const AgmmEvents& given) {
     const Job job(given);
-    const size_t tile = kernels.tile, of_channel = kTaps * tile, tiles = (end - begin + tile - 1) / tile;
+    words = job.words, bands = (job.rows + job.band_rows - 1) / job.band_rows;
+}
+
+void weight_gradient(
+    const Kernels& kernels, const AgmmEvents& given, size_t word, Range outs, Range bands, float* dweights
+) {
+    const Job job(given);
+    const size_t tile = kernels.tile, of_channel = kTaps * tile, tiles = (outs.end - outs.begin + tile - 1) / tile;
     const size_t channels = std::min<size_t>(kWordBits, job.ins - word * kWordBits);
-    const size_t height = std::max<size_t>(1, kBandPlaces / job.columns);
-    Floats grads((height + 2) * job.columns * tile), sums(tiles * channels * of_channel), all(of_channel);
-    Places places(height * job.columns);
-    for (size_t row = 0; row < job.rows; row += height) {
-        const Band band = {row, std::min(row + height, job.rows)};
+    Floats grads((job.band_rows + 2) * job.columns * tile), sums(tiles * channels * of_channel), all(of_channel);
+    Places places(job.band_rows * job.columns);
+    for (size_t index = bands.begin; index < bands.end; ++index) {
+        const Band band = job.band(index);
         places.find(job, band, word);
         for (size_t i = 0; i < tiles; ++i) {
-            take_tile(job, band, begin + i * tile, tile, grads.data());
+            take_tile(job, band, outs.begin + i * tile, tile, grads.data());
             const auto add = [&](const uint32_t* at, size_t count, const float* all, float* to) {
                 kernels.add_taps(grads.data(), job.columns, at, count, all, to);
             };
@@ -138,11 +148,13 @@ void weight_gradient(const Kernels& kernels, const AgmmEvents& given, size_t wor
             }
         }
     }
-    for (size_t out = begin; out < end; ++out) {
-        const float* of_tile = sums.data() + (out - begin) / tile * channels * of_channel + (out - begin) % tile;
+    for (size_t i = 0, out = outs.begin; out < outs.end; ++i, ++out) {
+        const float* of_tile = sums.data() + i / tile * channels * of_channel + i % tile;
         for (size_t tap = 0; tap < kTaps; ++tap) {
-            float* to = job.dweights + (out * kTaps + tap) * job.ins + word * kWordBits;
-            for (size_t i = 0; i < channels; ++i) to[i] = of_tile[i * of_channel + tap * tile];
+            float* to = dweights + (out * kTaps + tap) * job.ins + word * kWordBits;
+            for (size_t channel = 0; channel < channels; ++channel) {
+                to[channel] = of_tile[channel * of_channel + tap * tile];
+            }
         }
     }
 }

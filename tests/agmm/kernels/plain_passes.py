@@ -16,6 +16,7 @@ from agmm.kernels.native import Counts, Layout, Neuron, Stream
 
 _RUN = 32  # pixels summed in float32 before they are added up in float64; kRun in native/lines.h
 _BAND = 512  # places of padded rows that are summed before they are added up; kBandPlaces in native/events.cpp
+_TASKS, _SHARE = 32, 32  # kTasks and kShare in native/api.cpp
 
 
 def install(monkeypatch):
@@ -93,8 +94,11 @@ def weight_gradient(bits: Tensor, grad: Tensor, dweights: Tensor) -> None:
     grads_RWO = F.pad(grad.float(), (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(0, 1).numpy()
     inside_RW = F.pad(torch.ones(len(bits), *grad.shape[2:], dtype=torch.bool), (1, 1, 1, 1)).flatten(0, 1).numpy()
     rows = max(1, _BAND // inside_RW.shape[1])
-    sums = np.zeros((outs, ins, 3, 3), np.float32)
-    for begin in range(0, len(inside_RW), rows):
+    begins = [*range(0, len(inside_RW), rows)]
+    parts = min(-(-_TASKS // (bits.shape[3] * -(-outs // _SHARE))), len(begins))
+    of_parts = np.zeros((parts, outs, ins, 3, 3), np.float32)
+    for band, begin in enumerate(begins):
+        part = next(part for part in range(parts) if band < (part + 1) * len(begins) // parts)
         row, column = np.nonzero(inside_RW[begin : begin + rows])
         fired_PI = spikes_RWI[row + begin, column]
         dense_I = 2 * fired_PI.sum(axis=0) > len(row)
@@ -103,8 +107,8 @@ def weight_gradient(bits: Tensor, grad: Tensor, dweights: Tensor) -> None:
             reached_PO = grads_RWO[row + begin + 1 - y, column + 1 - x]
             found_OI = _in_turn(reached_PO[:, :, None] * places_PI[:, None])
             whole_O1 = _in_turn(reached_PO)[:, None]
-            sums[:, :, y, x] += np.where(dense_I, whole_O1 - found_OI, found_OI)
-    dweights.copy_(torch.from_numpy(sums))
+            of_parts[part, :, :, y, x] += np.where(dense_I, whole_O1 - found_OI, found_OI)
+    dweights.copy_(torch.from_numpy(_in_turn(of_parts)))
 
 
 def _in_turn(values: np.ndarray) -> np.ndarray:
