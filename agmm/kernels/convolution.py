@@ -124,17 +124,15 @@ def _convolve(x: Tensor, weights: Tensor, stride: int, half: bool) -> tuple[Tens
 
     `half`: of gradients.
     """
-    x_NHWI = x.permute(0, 2, 3, 1).contiguous()
-    bits = torch.empty(_bits_shape(x), dtype=torch.int64)
-    native.pack_spikes(x_NHWI.numpy(), bits.numpy(), threads=torch.get_num_threads())
+    bits = events.pack(x)
     sums = convolve_bits(bits, weights, stride)
     return edge(sums, _kind(half)), sums, bits
 
 
 @_convolve.register_fake
 def _(x: Tensor, weights: Tensor, stride: int, half: bool) -> tuple[Tensor, Tensor, Tensor]:
-    sums = _result(x.new_empty(_bits_shape(x), dtype=torch.int64), weights, stride)
-    return edge(sums, _kind(half)), sums, x.new_empty(_bits_shape(x), dtype=torch.int64)
+    sums = _result(x.new_empty(events.bits_shape(x), dtype=torch.int64), weights, stride)
+    return edge(sums, _kind(half)), sums, x.new_empty(events.bits_shape(x), dtype=torch.int64)
 
 
 def convolve_bits(bits: Tensor, weights: Tensor, stride: int) -> Tensor:
@@ -147,11 +145,6 @@ def convolve_bits(bits: Tensor, weights: Tensor, stride: int) -> Tensor:
 
 def _kind(half: bool) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32
-
-
-def _bits_shape(x: Tensor) -> tuple[int, ...]:
-    images, channels, height, width = x.shape
-    return images, height + 2, width + 2, -(-channels // 64)
 
 
 def _result(bits: Tensor, weights: Tensor, stride: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.grad import conv2d_weight
 
 from agmm.kernels import native
 from agmm.kernels.check import TOLERANCE, deviation, verdict
+from agmm.packed import native as packed
 
 # The share of neurons that fire, or that do not, up to which it is faster than torch, whose bfloat16 is twice as fast
 # as its float32. Measured on Zen 4; on other processors than those of x86-64 nobody has measured.
@@ -24,6 +25,20 @@ _MOST = {
     ("avx2", torch.float32): 0.4,
     ("avx2", torch.bfloat16): 0.25,
 }
+
+
+def pack(x: Tensor) -> Tensor:
+    """Spikes `[N, I, H, W]` as bits with a border, int64 `[N, H + 2, W + 2, words]`."""
+    x_NHWI = x.permute(0, 2, 3, 1).contiguous()
+    bits = torch.empty(bits_shape(x), dtype=torch.int64)
+    packed.pack_spikes(x_NHWI.numpy(), bits.numpy(), threads=torch.get_num_threads())
+    return bits
+
+
+def bits_shape(x: Tensor) -> tuple[int, ...]:
+    """The shape of `pack(x)`."""
+    images, channels, height, width = x.shape
+    return images, height + 2, width + 2, -(-channels // 64)
 
 
 def weight_gradient(bits: Tensor, grad: Tensor, channels: int) -> Tensor:
@@ -61,15 +76,6 @@ def difference() -> str:
         x = (torch.rand(5, ins, 9, 7) < fire).float()
         grad = torch.randn(5, outs, 9, 7).contiguous(memory_format=torch.channels_last)
         truth = conv2d_weight(x.double(), (outs, ins, 3, 3), grad.double(), padding=1)
-        if deviation(weight_gradient(_bits(x), grad, ins), truth) > TOLERANCE:
+        if deviation(weight_gradient(pack(x), grad, ins), truth) > TOLERANCE:
             return f"gradients of weights differ ({ins} and {outs} channels)"
     return ""
-
-
-def _bits(x: Tensor) -> Tensor:
-    """As `agmm.packed.native.pack_spikes`, in torch: of a library that may not be there."""
-    images, channels, height, width = x.shape
-    words = -(-channels // 64)
-    padded = torch.zeros(images, height + 2, width + 2, words * 64, dtype=torch.int64)
-    padded[:, 1:-1, 1:-1, :channels] = x.permute(0, 2, 3, 1)
-    return (padded.unflatten(3, (words, 64)) << torch.arange(64)).sum(dim=4)

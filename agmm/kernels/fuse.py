@@ -72,10 +72,9 @@ class FusedStages(nn.Sequential):
 
 
 class FusedLayers(nn.Sequential):
-    """The layers of a `VGGSNN`, its blocks by `block_end`; `memory` and `stem` as of `FusedStages`."""
+    """The layers of a `VGGSNN`, its blocks by `block_end`; `memory` as of `FusedStages`."""
 
     memory = "fast"
-    stem: list[ReplayedStem]
 
     def forward(self, x_TBCHW: Tensor) -> Tensor:
         layers = list(self)
@@ -174,7 +173,8 @@ def fuse(network: nn.Module, memory: str = "fast") -> bool:
     parts.memory = memory
     if memory != "fast":
         network.stem = ReplayedStem(*cast(nn.Sequential, network.stem))
-        parts.stem = [network.stem]
+        if isinstance(parts, FusedStages):
+            parts.stem = [network.stem]
     setattr(network, name, parts)
     return True
 

@@ -31,7 +31,9 @@ struct Kernels {
     void (*forward)(const Shape&, const AgmmNeuron&, const AgmmForward&, Part);
     void (*backward)(const Shape&, const AgmmNeuron&, const AgmmBackward&, Part);
     void (*affine)(const Shape&, const AgmmAffine&, Part);
-    void (*add_taps)(const float* grads, size_t columns, const uint32_t* places, size_t count, const float* all, float* sums);
+    void (*add_taps)(
+        const float* grads, size_t columns, const uint32_t* places, size_t count, const float* all, float* sums
+    );
     size_t tile;  // output channels at a time
 };
 

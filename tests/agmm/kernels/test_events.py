@@ -6,7 +6,6 @@ import torch
 from agmm.kernels import check, events, native
 from agmm.kernels.convolution import spike_convolution
 from agmm.library import VARIABLE
-from agmm.packed import native as packed
 from tests.agmm.kernels import plain_passes
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no compiled passes: {native.why_not()}")
@@ -30,9 +29,7 @@ def draw(images, ins, outs, height, width, percent):
     # of channels that fire more and less than the others
     x[:, ::5] = 1 - x[:, ::5]
     grad = torch.randn(images, outs, height, width, generator=generator).contiguous(memory_format=torch.channels_last)
-    bits = torch.empty(images, height + 2, width + 2, -(-ins // 64), dtype=torch.int64)
-    packed.pack_spikes(x.permute(0, 2, 3, 1).contiguous().numpy(), bits.numpy(), threads=1)
-    return x, bits, grad
+    return x, events.pack(x), grad
 
 
 def gradient_by_torch(x, grad):
@@ -81,16 +78,18 @@ def test_it_pays_where_few_fire_or_few_do_not(percent, pays, monkeypatch):
     monkeypatch.setenv(VARIABLE, "avx512")
     x = (torch.rand(4, 70, 8, 8, generator=torch.Generator().manual_seed(0)) < percent / 100).float()
     x[:, 63] = 1  # the sign of a word
-    assert events.pays(events._bits(x), 70, torch.bfloat16) is pays
-    assert events.pays(events._bits(x), 70, torch.float32)
+    assert events.pays(events.pack(x), 70, torch.bfloat16) is pays
+    assert events.pays(events.pack(x), 70, torch.float32)
     monkeypatch.setenv(VARIABLE, "portable")
-    assert not events.pays(events._bits(x), 70, torch.float32)
+    assert not events.pays(events.pack(x), 70, torch.float32)
 
 
-def test_bits_are_those_of_the_packed_kernels():
+def test_a_spike_is_a_bit():
     for case in CASES:
         x, bits, _ = draw(*case)
-        assert torch.equal(events._bits(x), bits)
+        spikes = plain_passes.spikes_of(bits, x.shape[1])
+        assert torch.equal(spikes[:, 1:-1, 1:-1].permute(0, 3, 1, 2), x)
+        assert spikes.sum() == x.sum()
 
 
 def test_what_differs_is_switched_off_by_name(monkeypatch):
